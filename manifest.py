@@ -1,0 +1,159 @@
+"""manifest.json: what was made, for which target, how it was proved and how fast it is. Strict, versioned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InputError
+from .spec import Precision
+
+VERSION = 1
+FILE = "manifest.json"
+
+Verdict = Literal["passed", "failed", "simulated", "no device here"]
+Status = Literal["built", "lowered", "failed", "skipped"]
+
+
+class Record(BaseModel):
+    """Base of every object in the manifest: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class SiteCount(Record):
+    """How many sites of one kind the graph held, how many were lifted, and what they are in the target graph."""
+
+    found: int
+    lifted: int
+    lowered_to: dict[str, int] = Field(default_factory=dict, description="op type -> count, in the target graph")
+
+
+class SiteRecord(Record):
+    """One site: an attention, a norm, a gelu."""
+
+    kind: str
+    path: str = Field(description="module path in the source model")
+    status: Literal["lifted", "declined", "missed"]
+    reason: str = ""
+    spelling: str = Field(default="", description="how the exporter had written it")
+
+
+class Worst(Record):
+    """The largest difference over all parity cases."""
+
+    output: str
+    shape: list[int]
+    case: str = ""
+    max_abs: float
+    max_rel: float
+    cosine: float = Field(description="smallest cosine between a row of the output and the reference's")
+
+
+class OutputParity(Record):
+    """One output over all cases."""
+
+    output: str
+    verdict: Literal["passed", "failed"]
+    max_abs: float
+    max_rel: float
+    cosine: float = Field(description="smallest row cosine")
+    mean_cosine: float
+    reason: str = ""
+
+
+class Verified(Record):
+    """The outcome of parity: the artifact's outputs against the reference's."""
+
+    verdict: Verdict
+    cases: int = 0
+    rows: int = Field(default=0, description="rows (entries of the first axis) compared, over all cases")
+    worst: Worst | None = None
+    outputs: list[OutputParity] = Field(default_factory=list)
+    tolerance: str = Field(default="", description="what was allowed, and why")
+    reason: str = ""
+
+
+class Latency(Record):
+    """Wall time of one call, inputs and outputs on the host."""
+
+    inputs: dict[str, list[int]]
+    median_ms: float | None
+    p90_ms: float | None = Field(description="null where there are too few samples for it")
+    ratio_to_reference: float | None = Field(description="reference median / own median; above 1 is faster")
+    samples: int
+    verdict: str
+
+
+class Build(Record):
+    """How the artifact was built."""
+
+    runtime: str
+    versions: dict[str, str]
+    options: dict[str, str | int | float | bool | list[str]] = Field(default_factory=dict)
+    seconds: float = 0.0
+    bytes: int = 0
+    notes: list[str] = Field(default_factory=list)
+
+
+class TargetRecord(Record):
+    """One target of a run."""
+
+    target: str
+    precision: Precision
+    device: str = ""
+    status: Status
+    reason: str = ""
+    artifact: str = Field(default="", description="file or folder, relative to the manifest")
+    graph: str = Field(default="", description="target graph (ONNX), relative to the manifest")
+    sha256: dict[str, str] = Field(default_factory=dict, description="file, relative to the manifest -> digest")
+    sites: dict[str, SiteCount] = Field(default_factory=dict)
+    precision_achieved: dict[str, int] = Field(default_factory=dict, description="type of the compute ops -> count")
+    ops: dict[str, dict[str, int]] = Field(default_factory=dict, description="stage -> op type -> count")
+    build: Build | None = None
+    verified: Verified
+    latency: Latency | None = None
+
+
+class Reference(Record):
+    """What the artifacts were compared with."""
+
+    runtime: str
+    precision: str
+    version: str
+    latency: Latency | None = None
+
+
+class Manifest(Record):
+    """The whole run."""
+
+    version: int = VERSION
+    source: dict[str, str]
+    reference: Reference
+    dynamic: dict[str, list[int]] = Field(default_factory=dict, description="dynamic dim -> min, opt, max")
+    golden: str = Field(default="", description="inputs and reference outputs (safetensors), relative to the manifest")
+    sites: list[SiteRecord] = Field(default_factory=list)
+    targets: list[TargetRecord]
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest in `folder`. Raises InputError if there is none or it is not of this version's form."""
+    path = folder / FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{folder} holds no readable {FILE} ({error.strerror}): give a folder that `graphwright ship` or "
+            "`graphwright build` wrote."
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its text"
+        raise InputError(f"{path} is no manifest of version {VERSION}: {where}: {first['msg']}.") from error
+
+
+def write(manifest: Manifest, folder: Path) -> None:
+    """Write `folder`/manifest.json."""
+    (folder / FILE).write_text(manifest.model_dump_json(indent=2) + "\n")

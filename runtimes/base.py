@@ -1,0 +1,132 @@
+"""The contract that every runtime keeps: missing, build, open; and of a session: run, close."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import numpy as np
+
+from ..errors import InputError
+
+Ranges = Mapping[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, numpy dtype and shape of an input or output; a str in the shape is a dynamic dim."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a runtime needs to build: a target graph on disk, and what the graph itself does not say."""
+
+    graph: Path  # the target graph, ONNX
+    out: Path  # an existing folder; the runtime writes its files into it
+    ranges: Ranges = field(default_factory=dict)  # dynamic dim -> min, opt, max
+    device: str = ""  # device profile, as in `tensorrt-rtx@sm89`
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made."""
+
+    artifact: str  # file name inside `out`
+    versions: dict[str, str]
+    options: dict[str, str | int | float | bool | list[str]]
+    ops: dict[str, int] = field(default_factory=dict)  # op types of the graph that the runtime made, where it tells
+    notes: tuple[str, ...] = ()
+
+
+class Session(ABC):
+    """An open artifact. Use it in a `with` block; feeds and outputs are numpy arrays by name."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    provider: str  # what really runs it, proved
+    _open = True
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for `feeds`. Raises InputError where a feed does not fit its input."""
+        if not self._open:
+            raise InputError("This session is closed: open the artifact again.")
+        self._check(feeds)
+        return self._run(feeds)
+
+    def close(self) -> None:
+        """Give back what the session holds; a second call does nothing."""
+        if self._open:
+            self._open = False
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        names = [info.name for info in self.inputs]
+        wrong = sorted(set(feeds) ^ set(names))
+        if wrong:
+            raise InputError(
+                f"The inputs are {', '.join(names)}; came {', '.join(feeds) or 'none'}: wrong {', '.join(wrong)}."
+            )
+        sizes: dict[str, tuple[int, str]] = {}
+        for info in self.inputs:
+            _check_feed(info, feeds[info.name], sizes)
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+def _check_feed(info: TensorInfo, array: np.ndarray, sizes: dict[str, tuple[int, str]]) -> None:
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"Input {info.name!r} must be a numpy array, but is a {type(array).__name__}.")
+    if str(array.dtype) != info.dtype:
+        raise InputError(
+            f"Input {info.name!r} must be {info.dtype}, but is {array.dtype}: use .astype({info.dtype!r})."
+        )
+    wanted = "[" + ", ".join(map(str, info.shape)) + "]"
+    if array.ndim != len(info.shape):
+        raise InputError(f"Input {info.name!r} must have shape {wanted}, but has {list(array.shape)}.")
+    for dim, size in zip(info.shape, array.shape, strict=True):
+        expected, where = (dim, info.name) if isinstance(dim, int) else sizes.setdefault(dim, (size, info.name))
+        if size != expected:
+            also = f" ({dim!r} is {expected} in {where!r})" if isinstance(dim, str) else ""
+            raise InputError(f"Input {info.name!r} must have shape {wanted}, but has {list(array.shape)}{also}.")
+
+
+class Runtime(ABC):
+    """A backend. Stateless: nothing heavy is imported before `build` or `open`."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this machine cannot run artifacts of this runtime; None if it can."""
+
+    def builder_missing(self) -> str | None:
+        """Why this machine cannot build them; None if it can. As `missing`, except where building needs no device."""
+        return self.missing()
+
+    @abstractmethod
+    def build(self, request: BuildRequest) -> BuildResult:
+        """Build into `request.out`. Raises BuildError with the backend's own reason."""
+
+    @abstractmethod
+    def open(self, artifact: Path) -> Session:
+        """Open what `build` wrote. Raises DeviceError if another provider runs than the one asked for."""

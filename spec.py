@@ -1,0 +1,186 @@
+"""The frozen values that everything else speaks of: `ModelSpec`, `Target`, `Job`, precision."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "fp8", "nvfp4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Feeds = Mapping[str, "np.ndarray"]
+Calibration = Iterable[Feeds] | Callable[[], Iterable[Feeds]]
+
+
+def pick(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """`name`, if it is one of `allowed`; else a UsageError that lists them and suggests the nearest."""
+    names = sorted(allowed)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UsageError(f"Unknown {kind} {name!r}.{hint} Allowed: {', '.join(names) or 'none in this version'}.")
+
+
+def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Leaves of nested dicts, lists and tuples under dotted names: `past_key_values.0.1`."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flatten(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}.{index}")
+    else:
+        yield name, value
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A module with what is needed to export it, and to prove what was exported.
+
+    `inputs`: example tensors by the name of `module.forward`'s parameter; nested values flatten to dotted names.
+    `dynamic`: names of the dims that change, by (dotted) input name and axis; one name is one size everywhere.
+    `ranges`: (min, opt, max) of a dynamic dim; default: what the export proved.
+    `calibration`: real inputs by name, as arrays: an iterable, or a function that returns one; parity is checked on
+    them too.
+
+    Raises InputError where the inputs do not fit the module, UsageError where dims or ranges do not fit the inputs.
+    """
+
+    module: torch.nn.Module
+    inputs: Mapping[str, Any]
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        _check_inputs(self)
+        _check_dynamic(self)
+        _check_ranges(self)
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The example tensors by dotted name."""
+        return dict(flatten(self.inputs, ""))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The example size of each dynamic dim."""
+        tensors = self.tensors
+        return {
+            dim: int(tensors[name].shape[axis]) for name, axes in self.dynamic.items() for axis, dim in axes.items()
+        }
+
+    def samples(self) -> Iterator[Feeds]:
+        """The calibration data, from the start. Raises InputError if the user's function raises."""
+        if self.calibration is None:
+            return
+        try:
+            yield from self.calibration() if callable(self.calibration) else self.calibration
+        except Exception as error:
+            raise InputError(f"The calibration data of {self.name!r} raised {type(error).__name__}: {error}") from error
+
+
+def _check_inputs(spec: ModelSpec) -> None:
+    forward = getattr(spec.module, "forward", None)
+    if not callable(forward):
+        raise InputError(f"ModelSpec.module must be a torch.nn.Module, but is a {type(spec.module).__name__}.")
+    if not spec.inputs:
+        raise InputError("ModelSpec.inputs is empty: give one example tensor for each input of the module's forward.")
+    for name, value in spec.tensors.items():
+        if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+            raise InputError(
+                f"Input {name!r} is a {type(value).__name__}, not a tensor. "
+                "Bake constants and flags into the module (a small wrapper's forward), and pass tensors only."
+            )
+    parameters = inspect.signature(forward).parameters
+    accepted = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    required = [n for n in accepted if parameters[n].default is inspect.Parameter.empty]
+    unknown = [name for name in spec.inputs if name not in accepted and not takes_any]
+    missing = [name for name in required if name not in spec.inputs]
+    if unknown or missing:
+        wrong = [f"unknown: {', '.join(unknown)}"] * bool(unknown) + [f"missing: {', '.join(missing)}"] * bool(missing)
+        raise InputError(
+            f"The inputs of {spec.name!r} do not match {type(spec.module).__name__}.forward "
+            f"({'; '.join(wrong)}). It accepts: {', '.join(accepted)}; required: {', '.join(required) or 'none'}."
+        )
+
+
+def _check_dynamic(spec: ModelSpec) -> None:
+    tensors = spec.tensors
+    seen: dict[str, tuple[str, int]] = {}
+    for name, axes in spec.dynamic.items():
+        if name not in tensors:
+            pick("input in ModelSpec.dynamic", name, tensors)
+        rank = len(tensors[name].shape)
+        for axis, dim in axes.items():
+            if not isinstance(axis, int) or not 0 <= axis < rank:
+                raise UsageError(
+                    f"Dynamic axis {axis!r} of input {name!r} ({dim!r}) is out of range: the example has rank {rank}, "
+                    f"so axes 0 to {rank - 1} exist. Negative axes are not taken."
+                )
+            if not isinstance(dim, str) or not dim.isidentifier():
+                raise UsageError(f"The name of axis {axis} of input {name!r} must be an identifier, but is {dim!r}.")
+            first, size = seen.setdefault(dim, (f"{name}[{axis}]", int(tensors[name].shape[axis])))
+            if int(tensors[name].shape[axis]) != size:
+                raise UsageError(
+                    f"Dynamic dim {dim!r} has two sizes in the example inputs: {first} is {size}, {name}[{axis}] is "
+                    f"{int(tensors[name].shape[axis])}. One name means one size: rename one of the two."
+                )
+
+
+def _check_ranges(spec: ModelSpec) -> None:
+    sizes = spec.sizes
+    for dim, bounds in spec.ranges.items():
+        if dim not in sizes:
+            pick("dynamic dim in ModelSpec.ranges", dim, sizes)
+        if len(bounds) != 3 or not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
+            raise UsageError(
+                f"Range of {dim!r} must be (min, opt, max) with 1 <= min <= opt <= max, but is {bounds!r}."
+            )
+        if not bounds[0] <= sizes[dim] <= bounds[2]:
+            raise UsageError(
+                f"Range of {dim!r} is {bounds[0]} to {bounds[2]}, but the example input has size {sizes[dim]}: "
+                "widen the range or give an example inside it."
+            )
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime plus its device profiles, the precisions it takes, its legal ops and its plain list of passes."""
+
+    name: str
+    runtime: str
+    precisions: tuple[Precision, ...]
+    devices: tuple[str, ...]  # device profiles after the @; the first is the default
+    legal: Mapping[str, frozenset[str]]  # domain -> op types that the target graph may hold
+    lower: Callable[[Precision], list[Any]]  # the passes, in order
+    needs: str  # what a machine must have to run it, in words
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to make: a target, its device profile and a precision. Written `target[@device][:precision]`."""
+
+    target: str
+    precision: Precision = "fp32"
+    device: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.target}{'@' + self.device if self.device else ''}:{self.precision}"
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder beside others'."""
+        return str(self).replace(":", "-").replace("@", "-").replace("+", "-")
