@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-dynamic", "int4", "fp8", "nvfp4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+# metadata keys that travel with a graph through all stages
+PATH = "graphwright.path"  # on a node: its module's path in the source, set at export
+SITE = "graphwright.site"  # on a node: the kind of the site that it is the core of, set at lift
+RANGES = "graphwright.ranges"  # on a model: JSON, dynamic dim -> [min, max or null], as the export proved
+
 Feeds = Mapping[str, "np.ndarray"]
 Calibration = Iterable[Feeds] | Callable[[], Iterable[Feeds]]
 

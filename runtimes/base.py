@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 
+Options = dict[str, str | int | float | bool | list[str]]
 Ranges = Mapping[str, tuple[int, int, int]]
 
 
@@ -41,7 +42,7 @@ class BuildResult:
 
     artifact: str  # file name inside `out`
     versions: dict[str, str]
-    options: dict[str, str | int | float | bool | list[str]]
+    options: Options
     ops: dict[str, int] = field(default_factory=dict)  # op types of the graph that the runtime made, where it tells
     notes: tuple[str, ...] = ()
 

@@ -1,0 +1,56 @@
+"""lift: from what the exporter spelled to what is meant, in standard ops; the same graph for every target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..base import Trail, run
+from ..sites import SiteLog
+from .attention import LiftAttention
+from .gelu import LiftGelu
+from .layer_norm import LiftLayerNorm
+from .shapes import ResolveShapes
+from .tidy import ConvertOpset, Fold, Tidy
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A lifted graph, the log of its sites, and the passes that ran."""
+
+    model: ir.Model
+    log: SiteLog
+    trail: Trail
+
+
+def lift(golden: ir.Model | str | Path) -> Lifted:
+    """Lift a golden graph (or an ONNX file). The input is not changed.
+
+    Raises BuildError if a pass fails, InputError if the file is unreadable.
+    """
+    model = _take(golden)
+    log, trail = SiteLog(), Trail()
+    passes = [
+        ConvertOpset(),  # first: every rule below speaks opset 23
+        Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
+        ResolveShapes(),  # and the dims that are computed at run time
+        LiftLayerNorm(log),
+        LiftGelu(log),
+        LiftAttention(log),
+        Tidy(),  # last: what the rules left without a reader, and masks made twice
+    ]
+    run(model, passes, trail)
+    return Lifted(model, log, trail)
+
+
+def _take(golden: ir.Model | str | Path) -> ir.Model:
+    if isinstance(golden, ir.Model):
+        return golden.clone()
+    from ...export.onnx_file import read_onnx
+
+    return read_onnx(Path(golden))
+
+
+__all__ = ["Lifted", "lift"]

@@ -1,0 +1,243 @@
+"""ModelSpec -> golden graph, by torch.export; dynamic dims keep the user's names."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..errors import BuildError, InputError, UsageError
+from ..runtimes.reference import evaluating, name_outputs, nest, to_tensor
+from ..spec import PATH, RANGES, ModelSpec
+
+OPSETS = range(18, 24)  # what torch.onnx.export writes without going down a version, which may fail
+
+
+_BOUND = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", re.MULTILINE)
+_CONSTANT = re.compile(r"^\s*(\w+) = (\d+)\s*$", re.MULTILINE)
+_EQUAL = re.compile(r"^\s*(\w+) = ([A-Za-z]\w*)\s*$", re.MULTILINE)
+
+
+def trace(spec: ModelSpec) -> ExportedProgram:
+    """The traced program. Raises InputError where a dynamic dim was specialised, BuildError where tracing fails."""
+    tensors = {name: to_tensor(value) for name, value in spec.tensors.items()}
+    inputs = nest(spec.inputs, _enlarge(spec, tensors))
+    bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
+    bounds |= {dim: (low, high) for dim, (low, _, high) in spec.ranges.items()}
+    # Each round can only narrow a dim's range, and torch names all the dims that it can at once.
+    for _ in range(len(bounds) + 1):
+        try:
+            with _quiet(), evaluating(spec.module):
+                return torch.export.export(spec.module, (), inputs, dynamic_shapes=_shapes(spec, bounds))
+        except Exception as error:
+            if "Suggested fixes" not in str(error):
+                raise BuildError(f"torch.export could not trace {spec.name!r}: {_first_lines(error)}") from error
+            bounds = _narrow(spec, bounds, inputs, error)
+    raise BuildError(f"torch.export kept narrowing the dynamic dims of {spec.name!r}; last: {bounds}.")
+
+
+def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
+    """The golden graph of a traced program: named inputs, outputs and dims, module paths on every node."""
+    if opset not in OPSETS:
+        raise UsageError(f"Opset {opset} is not one that can be exported: take {OPSETS[0]} to {OPSETS[-1]}.")
+    try:
+        with _quiet():
+            exported = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+    except Exception as error:
+        raise BuildError(f"{spec.name!r} has no ONNX form at opset {opset}: {_first_lines(error)}") from error
+    assert exported is not None
+    model = exported.model
+    model.graph.name = spec.name
+    _name_dims(spec, program, model)
+    _name_inputs(spec, model)
+    _name_outputs(spec, program, model)
+    _keep_paths(model)
+    model.metadata_props.clear()
+    model.metadata_props[RANGES] = json.dumps(_proved_ranges(spec, program))
+    return model
+
+
+def _enlarge(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sizes of 1 in dynamic dims become 2 by repetition: torch.export takes a size of 1 for a constant."""
+    enlarged = dict(tensors)
+    for name, axes in spec.dynamic.items():
+        for axis in axes:
+            if enlarged[name].shape[axis] == 1:
+                enlarged[name] = enlarged[name].repeat_interleave(2, dim=axis)
+    return enlarged
+
+
+def _shapes(spec: ModelSpec, bounds: dict[str, tuple[int, int | None]]) -> Any:
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    axes = {
+        name: {axis: dims[dim] for axis, dim in spec.dynamic.get(name, {}).items()} or None for name in spec.tensors
+    }
+    return nest(spec.inputs, axes)
+
+
+def _narrow(
+    spec: ModelSpec, bounds: dict[str, tuple[int, int | None]], inputs: Any, error: Exception
+) -> dict[str, tuple[int, int | None]]:
+    """The bounds that torch suggests, where the user named none; else the error that says what is wrong."""
+    fixes = str(error).split("Suggested fixes:")[1]
+    for dim, size in _CONSTANT.findall(fixes):
+        raise InputError(
+            f"Dynamic dim {dim!r} is not dynamic: the model specialised it to {size}{_cause(spec, inputs)}. Compute "
+            f"with the tensor's own size there (x.shape[axis], without int() or .item()), or leave {dim!r} static."
+        ) from error
+    for dim, other in _EQUAL.findall(fixes):
+        raise UsageError(f"Dynamic dims {dim!r} and {other!r} are always equal: give both axes one name.") from error
+    narrowed = dict(bounds)
+    for dim, low, high in _BOUND.findall(fixes):
+        old_low, old_high = bounds[dim]
+        new_low, new_high = max(old_low, int(low or 1)), int(high) if high else old_high
+        if dim in spec.ranges:
+            raise UsageError(
+                f"Range of {dim!r} is {old_low} to {old_high}, but the model takes {new_low} to {new_high} only"
+                f"{_cause(spec, inputs)}: narrow ModelSpec.ranges[{dim!r}]."
+            ) from error
+        narrowed[dim] = (new_low, new_high)
+    if narrowed == bounds:
+        raise BuildError(f"torch.export rejects the dynamic dims of {spec.name!r}: {_first_lines(error, 6)}") from error
+    return narrowed
+
+
+def _cause(spec: ModelSpec, inputs: Any) -> str:
+    """' by `line` (file:number)', from the report of a draft export, which alone tells it; '' if it does not either."""
+    automatic = {name: dict.fromkeys(spec.dynamic.get(name, {}), Dim.DYNAMIC) or None for name in spec.tensors}
+    try:
+        with _quiet(), evaluating(spec.module):
+            draft = torch.export.draft_export(spec.module, (), inputs, dynamic_shapes=nest(spec.inputs, automatic))
+    except Exception as error:  # noqa: BLE001 - the error being explained is raised all the same
+        logging.getLogger(__name__).debug("draft export failed: %s", error)
+        return ""
+    files = {number: name for name, number in torch._logging.structured.INTERN_TABLE.items()}
+    for failure in getattr(draft, "_report", None).failures:  # type: ignore[union-attr]
+        frames = failure.data.get("user_stack") or failure.data.get("stack") or []
+        for frame in reversed(frames):
+            file = files.get(frame["filename"], str(frame["filename"]))
+            if "/torch/" not in file:
+                return f" by `{frame['loc'].strip()}` ({file}:{frame['line']})"
+    return ""
+
+
+def _symbols(spec: ModelSpec, program: ExportedProgram) -> dict[str, str]:
+    """torch's symbol -> the user's name, for each dynamic dim that is one symbol."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    names = dict(zip(spec.tensors, program.graph_signature.user_inputs, strict=True))
+    return {
+        str(values[names[name]].shape[axis]): dim for name, axes in spec.dynamic.items() for axis, dim in axes.items()
+    }
+
+
+def _proved_ranges(spec: ModelSpec, program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
+    ranges: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
+    symbols = _symbols(spec, program)
+    for symbol, bounds in program.range_constraints.items():
+        if str(symbol) in symbols:
+            high = None if "oo" in str(bounds.upper) else int(bounds.upper)
+            ranges[symbols[str(symbol)]] = (max(1, int(bounds.lower)), high)
+    return ranges
+
+
+def _name_dims(spec: ModelSpec, program: ExportedProgram, model: ir.Model) -> None:
+    """torch's symbols in every shape, also inside expressions such as s43*s53, become the user's names."""
+    symbols = _symbols(spec, program)
+    words = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values if words else []:
+        if value.shape is not None:
+            value.shape = ir.Shape([_rename(dim, words, symbols) for dim in value.shape])
+
+
+def _rename(dim: int | ir.SymbolicDim, words: re.Pattern[str] | None, symbols: dict[str, str]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None or words is None:
+        return dim.value
+    return words.sub(lambda match: symbols[match[0]], dim.value)
+
+
+def _name_inputs(spec: ModelSpec, model: ir.Model) -> None:
+    names = list(spec.tensors)
+    if len(names) != len(model.graph.inputs):
+        raise BuildError(
+            f"{spec.name!r} has {len(names)} input tensors, but its graph has {len(model.graph.inputs)}: "
+            f"{', '.join(str(value.name) for value in model.graph.inputs)}."
+        )
+    for name, value in zip(names, model.graph.inputs, strict=True):
+        value.name = name
+        dims = spec.dynamic.get(name, {})
+        assert value.shape is not None
+        value.shape = ir.Shape([dims.get(axis, size) for axis, size in enumerate(value.shape)])
+
+
+def _name_outputs(spec: ModelSpec, program: ExportedProgram, model: ir.Model) -> None:
+    """The golden outputs bear the keys of what forward returns; None among them is no output."""
+    tree = program.module_call_graph[0].signature
+    assert tree is not None
+    assert tree.out_spec is not None
+    # constants (None, a number) among the results are no outputs of the graph
+    leaves = [
+        index if isinstance(name, str) else None for index, name in enumerate(program.graph_signature.user_outputs)
+    ]
+    structure = torch.utils._pytree.tree_unflatten(leaves, tree.out_spec)
+    names = name_outputs([structure] if isinstance(structure, int | None) else structure)
+    if not names:
+        raise InputError(f"{type(spec.module).__name__}.forward returns no tensor, so there is nothing to export.")
+    if len(names) != len(model.graph.outputs):
+        raise BuildError(f"forward returns {', '.join(names)}, but the graph has {len(model.graph.outputs)} outputs.")
+    for name, value in zip(names, list(model.graph.outputs), strict=True):
+        value.name = name
+
+
+def _keep_paths(model: ir.Model) -> None:
+    """Of the exporter's metadata only the module path stays: the rest would double the size of a small graph."""
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        path = ast.literal_eval(scopes)[-2:-1] if scopes else []
+        node.metadata_props.clear()
+        if path and path[0]:
+            node.metadata_props[PATH] = path[0]
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in model.graph.inputs:
+        value.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing under the math kernel of SDPA, without the exporter's chatter.
+
+    The CPU flash kernel fixes a transposed stride in its shape function, so that a later reshape is traced as a view
+    and cannot be decomposed (T5, BEiT); the math kernel traces to the same op.
+    """
+    loggers = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {' '.join(lines[:count])}"

@@ -1,0 +1,61 @@
+"""The pass contract: graph -> (graph, modified), in memory; and the loop around a list of passes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from ..errors import BuildError, GraphwrightError
+from .sites import SiteLog
+
+
+class GraphPass(ir.passes.InPlacePass):
+    """A pass that may write to the site log. Subclasses fill in `call(model) -> ir.passes.PassResult`."""
+
+    def __init__(self, log: SiteLog | None = None) -> None:
+        super().__init__()
+        self.log = log if log is not None else SiteLog()
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did."""
+
+    name: str
+    modified: bool
+    seconds: float
+    nodes: int
+
+
+@dataclass
+class Trail:
+    """The passes that ran, in order."""
+
+    steps: list[Step] = field(default_factory=list)
+
+
+def run(model: ir.Model, passes: Sequence[ir.passes.InPlacePass], trail: Trail | None = None) -> ir.Model:
+    """Run `passes` on `model`, in place. A pass that raises is named, with those that ran before it."""
+    done: list[str] = []
+    for step in passes:
+        name = type(step).__name__
+        start = time.perf_counter()
+        try:
+            modified = step(model).modified
+        except GraphwrightError:
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            after = f" after {', '.join(done)}" if done else ""
+            raise BuildError(f"Pass {name} failed{after}: {type(cause).__name__}: {cause}") from error
+        done.append(name)
+        if trail is not None:
+            trail.steps.append(Step(name, modified, time.perf_counter() - start, len(model.graph)))
+    return model

@@ -1,0 +1,82 @@
+"""Questions about values that every lift rule asks: constants, producers, consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The value's array if it is a constant of the graph (an initializer or a Constant node)."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The value as a float if it is a constant of one element."""
+    array = constant(value)
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
+
+
+def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that makes `value`, if it is a standard op of one of `op_types` (any, if none is named)."""
+    node = value.producer() if value is not None else None
+    if node is None or node.domain != "" or (op_types and node.op_type not in op_types):
+        return None
+    return node
+
+
+def consumers(value: ir.Value) -> list[ir.Node]:
+    """Nodes that read `value`, once each."""
+    return list(dict.fromkeys(value.consumers()))
+
+
+def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The one node that reads `value`, if there is just one, of `op_types`, and `value` is no output of the graph."""
+    readers = consumers(value)
+    if len(readers) != 1 or value.is_graph_output() or (op_types and readers[0].op_type not in op_types):
+        return None
+    return readers[0]
+
+
+def split_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """For a commutative node of two inputs: the other input and the constant of one element; else None."""
+    first, second = node.inputs
+    for value, other in ((first, second), (second, first)):
+        number = scalar(other)
+        if number is not None and value is not None and scalar(value) is None:
+            return value, number
+    return None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """Rank of `value`, if known."""
+    return len(value.shape) if value is not None and value.shape is not None else None
+
+
+def dim(value: ir.Value | None, axis: int) -> int | str | None:
+    """Size or symbol of an axis; None if unknown."""
+    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    size = value.shape[axis]
+    return size if isinstance(size, int) else size.value
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer holding `array`; one of this name is reused (the name tells the content)."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
+        value = graph.initializers[name]
+        value.shape = ir.Shape(array.shape)
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    return graph.initializers[name]
+
+
+def insert(before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
+    """A new standard op in front of `before`; its (first) output."""
+    node = ir.node(op_type, list(inputs), {k: v for k, v in attributes.items() if v is not None})  # type: ignore[misc]
+    assert before.graph is not None
+    before.graph.insert_before(before, node)
+    return node.outputs[0]

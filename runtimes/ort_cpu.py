@@ -1,0 +1,159 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BuildError, DeviceError, InputError
+from .base import BuildRequest, BuildResult, Runtime, Session, TensorInfo
+
+PROVIDER = "CPUExecutionProvider"
+GRAPH = "model.onnx"
+
+# onnxruntime's type names -> numpy's; bfloat16 and float8 have none and never stand at a graph's border here
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32",
+    "tensor(uint32)": "uint32",
+    "tensor(int64)": "int64",
+    "tensor(uint64)": "uint64",
+}
+
+
+def cores() -> int:
+    """The cores that this process may use: its affinity, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def distribution() -> tuple[str, str]:
+    """Name and version of the installed ONNX Runtime distribution."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    raise DeviceError("ONNX Runtime is not installed: `pip install onnxruntime` (or onnxruntime-gpu on Linux x86-64).")
+
+
+def session_options(threads: int | None = None) -> Any:
+    """Options of every session: threads from the cores really available, quiet log."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or cores()
+    options.log_severity_level = 3
+    # a provider that cannot take a node must say so; the default hands it to the CPU without a word
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+class OrtSession(Session):
+    """A session of ONNX Runtime whose provider was checked to be the one asked for."""
+
+    def __init__(self, model: Path | bytes, providers: Sequence[Any], threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        options = session_options(threads)
+        wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+        if wanted == PROVIDER:
+            # the CPU as the provider asked for is no fallback
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        try:
+            source = model if isinstance(model, bytes) else str(model)
+            self._session = ort.InferenceSession(source, options, providers=list(providers))
+        except Exception as error:
+            raise BuildError(f"ONNX Runtime ({wanted}) refuses the graph: {error}") from error
+        self.provider = self._session.get_providers()[0]
+        if self.provider != wanted:
+            raise DeviceError(
+                f"Asked for {wanted}, but ONNX Runtime runs the graph on {self.provider}: `graphwright doctor` says "
+                "what is missing."
+            )
+        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [info.name for info in self.outputs]
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise InputError(f"ONNX Runtime ({self.provider}) failed on {sizes}: {error}") from error
+
+    def _close(self) -> None:
+        del self._session
+
+
+def _info(value: Any) -> TensorInfo:
+    shape = tuple(dim if isinstance(dim, int | str) else f"{value.name}_{axis}" for axis, dim in enumerate(value.shape))
+    return TensorInfo(value.name, _DTYPES.get(value.type, value.type), shape)
+
+
+def copy_graph(request: BuildRequest) -> None:
+    """The target graph, and the weights beside it if it is large, become the artifact."""
+    for file in sorted(request.graph.parent.glob(request.graph.name + "*")):
+        target = request.out / file.name.replace(request.graph.name, GRAPH, 1)
+        if target.resolve() != file.resolve():
+            shutil.copyfile(file, target)
+
+
+class OrtCpu(Runtime):
+    """ONNX Runtime, CPU execution provider. The artifact is the target graph; the session is made where it runs."""
+
+    name = "ort-cpu"
+
+    def missing(self) -> str | None:
+        try:
+            distribution()
+        except DeviceError as error:
+            return str(error)
+        return None
+
+    def build(self, request: BuildRequest) -> BuildResult:
+        copy_graph(request)
+        name, number = distribution()
+        options: dict[str, str | int | float | bool | list[str]] = {
+            "intra_op_num_threads": cores(),
+            "provider": PROVIDER,
+        }
+        return BuildResult(GRAPH, {name: number}, options, optimized_ops(request.out / GRAPH))
+
+    def open(self, artifact: Path) -> Session:
+        return OrtSession(artifact, [PROVIDER])
+
+
+def optimized_ops(graph: Path) -> dict[str, int]:
+    """Op types of the graph that ONNX Runtime makes of `graph` at load, all optimizations on."""
+    import onnx
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        try:
+            ort.InferenceSession(str(graph), options, providers=[PROVIDER])
+        except Exception as error:
+            raise BuildError(f"ONNX Runtime ({PROVIDER}) refuses the graph: {error}") from error
+        optimized = onnx.load_model(options.optimized_model_filepath, load_external_data=False)
+    counts = collections.Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in optimized.graph.node
+    )
+    return dict(counts.most_common())

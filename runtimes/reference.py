@@ -1,0 +1,95 @@
+"""torch, eager, float32: what every artifact is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..spec import ModelSpec, flatten
+from .base import Session, TensorInfo
+
+
+def to_tensor(value: Any) -> torch.Tensor:
+    """A torch tensor of `value` (tensor or array)."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A numpy array of `value` (tensor or array); bfloat16, which numpy lacks, as float32."""
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return np.asarray((value.float() if value.dtype is torch.bfloat16 else value).numpy())
+
+
+def nest(example: Any, tensors: Mapping[str, Any], name: str = "") -> Any:
+    """The structure of `example` with its leaves taken from `tensors` by dotted name."""
+    if isinstance(example, Mapping):
+        return {key: nest(item, tensors, f"{name}.{key}" if name else str(key)) for key, item in example.items()}
+    if isinstance(example, (list, tuple)):
+        items = [nest(item, tensors, f"{name}.{index}") for index, item in enumerate(example)]
+        return tuple(items) if isinstance(example, tuple) else items
+    return tensors[name]
+
+
+def name_outputs(result: Any) -> dict[str, Any]:
+    """Outputs by name: the keys of a dict or dataclass, else output_0, output_1, ...; nested dotted; None left out."""
+    if isinstance(result, (torch.Tensor, list, tuple)) and not hasattr(result, "_fields"):
+        items = [result] if isinstance(result, torch.Tensor) else list(result)
+        named: dict[str, Any] = {f"output_{index}": item for index, item in enumerate(items)}
+    elif isinstance(result, Mapping):
+        named = dict(result)
+    else:
+        named = {key: getattr(result, key) for key in getattr(result, "_fields", vars(result))}
+    return {name: leaf for name, leaf in flatten(named, "") if leaf is not None}
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """`module` in eval mode inside the block, and as it was after it."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+class TorchSession(Session):
+    """The module of a ModelSpec, run eagerly on the CPU."""
+
+    provider = "torch"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        feeds = {name: to_array(value) for name, value in spec.tensors.items()}
+        self.inputs = tuple(
+            TensorInfo(name, str(array.dtype), self._shape(name, array)) for name, array in feeds.items()
+        )
+        example = self._run(feeds)
+        # eager torch does not say which output dims are dynamic; each has the size that it has in the example
+        self.outputs = tuple(TensorInfo(name, str(array.dtype), array.shape) for name, array in example.items())
+
+    def _shape(self, name: str, array: np.ndarray) -> tuple[int | str, ...]:
+        dims = self.spec.dynamic.get(name, {})
+        return tuple(dims.get(axis, size) for axis, size in enumerate(array.shape))
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = {name: to_tensor(array) for name, array in feeds.items()}
+        module = self.spec.module
+        with evaluating(module), torch.inference_mode():
+            try:
+                result = module(**nest(self.spec.inputs, tensors))
+            except Exception as error:
+                sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+                raise InputError(f"{type(module).__name__} itself raised on {sizes}: {error}") from error
+        return {name: to_array(value) for name, value in name_outputs(result).items()}
+
+    def _close(self) -> None:
+        pass
