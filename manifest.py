@@ -75,6 +75,11 @@ class Verified(Record):
     tolerance: str = Field(default="", description="what was allowed, and why")
     reason: str = ""
 
+    @property
+    def passed(self) -> bool | None:
+        """True or False where it was run; None where it could not be."""
+        return self.verdict == "passed" if self.verdict in ("passed", "failed") else None
+
 
 class Latency(Record):
     """Wall time of one call, inputs and outputs on the host."""

@@ -169,7 +169,7 @@ class Target:
     runtime: str
     precisions: tuple[Precision, ...]
     devices: tuple[str, ...]  # device profiles after the @; the first is the default
-    legal: Mapping[str, frozenset[str]]  # domain -> op types that the target graph may hold
+    legal: Mapping[str, frozenset[str] | None]  # domain -> op types that the target graph may hold; None: all
     lower: Callable[[Precision], list[Any]]  # the passes, in order
     needs: str  # what a machine must have to run it, in words
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -65,6 +66,21 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     model.metadata_props.clear()
     model.metadata_props[RANGES] = json.dumps(_proved_ranges(spec, program))
     return model
+
+
+def digest(spec: ModelSpec, program: ExportedProgram) -> str:
+    """SHA-256 of all that the golden graph is made from: the traced code with its module paths, weights, names, dims."""
+    total = hashlib.sha256()
+    total.update(program.graph_module.print_readable(print_output=False).encode())
+    total.update(repr([list(node.meta.get("nn_module_stack", ())) for node in program.graph.nodes]).encode())
+    total.update(repr((spec.name, list(spec.tensors), spec.dynamic, spec.ranges)).encode())
+    total.update(repr((program.graph_signature, str(program.range_constraints), program.module_call_graph[0])).encode())
+    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
+        if isinstance(tensor, torch.Tensor):
+            plain = tensor.detach().cpu().contiguous()
+            total.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+            total.update(plain.reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b"")
+    return total.hexdigest()
 
 
 def _enlarge(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -175,6 +191,7 @@ def _name_inputs(spec: ModelSpec, model: ir.Model) -> None:
             f"{spec.name!r} has {len(names)} input tensors, but its graph has {len(model.graph.inputs)}: "
             f"{', '.join(str(value.name) for value in model.graph.inputs)}."
         )
+    _free(model, names)
     for name, value in zip(names, model.graph.inputs, strict=True):
         value.name = name
         dims = spec.dynamic.get(name, {})
@@ -197,8 +214,18 @@ def _name_outputs(spec: ModelSpec, program: ExportedProgram, model: ir.Model) ->
         raise InputError(f"{type(spec.module).__name__}.forward returns no tensor, so there is nothing to export.")
     if len(names) != len(model.graph.outputs):
         raise BuildError(f"forward returns {', '.join(names)}, but the graph has {len(model.graph.outputs)} outputs.")
+    _free(model, list(names))
     for name, value in zip(names, list(model.graph.outputs), strict=True):
         value.name = name
+
+
+def _free(model: ir.Model, names: list[str]) -> None:
+    """Rename whatever else bears one of `names`: torch calls the result of an embedding `embedding`."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    for value in values:
+        if value.name in names and not (value in graph.inputs and names[list(graph.inputs).index(value)] == value.name):
+            value.name = f"{value.name}.inner"
 
 
 def _keep_paths(model: ir.Model) -> None:

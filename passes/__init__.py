@@ -1,0 +1,78 @@
+"""passes: lift, quantize, lower; graph to graph, in memory."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..spec import Job
+from .base import Trail
+from .lift import Lifted, lift
+from .lower import TARGETS, lower, parse_job
+from .quantize import quantize
+from .sites import Site, SiteLog, lowered_to
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """A target graph: lifted, quantized and lowered for `job`; with the log of its sites and the lifted graph."""
+
+    model: ir.Model
+    log: SiteLog
+    job: Job
+    lifted: Lifted
+    trail: Trail
+
+
+def optimize(golden: ir.Model | Lifted | str | Path, target: str = "ort-cpu", precision: str = "") -> Optimized:
+    """Lift, quantize and lower a golden graph, an ONNX file, or a graph that is lifted already. Nothing is changed.
+
+    `target` is `name[@device][:precision]`; `precision` may be given beside it instead. Raises UsageError for unknown
+    names, BuildError if the target cannot say the graph.
+    """
+    job = parse_job(f"{target}:{precision}" if precision and ":" not in target else target)
+    lifted = golden if isinstance(golden, Lifted) else lift(golden)
+    trail = Trail()
+    precise = quantize(lifted.model.clone(), job.precision, trail)
+    return Optimized(lower(precise, job, trail), lifted.log, job, lifted, trail)
+
+
+def count_ops(model: ir.Model) -> dict[str, int]:
+    """Op types of a graph with their counts, most frequent first."""
+    counts = collections.Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.all_nodes()
+    )
+    return dict(counts.most_common())
+
+
+def count_precisions(model: ir.Model) -> dict[str, int]:
+    """In which type the products of a graph (linear layers, convolutions, attentions) compute -> how many."""
+    products = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "Einsum"}
+    integer = {"MatMulInteger", "ConvInteger", "QLinearMatMul"}
+    names = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+    counts: collections.Counter[str] = collections.Counter()
+    for node in model.graph.all_nodes():
+        if node.op_type in integer:
+            counts["int8"] += 1
+        elif node.op_type in products:
+            dtype = node.outputs[0].dtype
+            counts["fp32" if dtype is None else names.get(dtype, dtype.name.lower())] += 1
+    return dict(counts.most_common())
+
+
+__all__ = [
+    "TARGETS",
+    "Lifted",
+    "Optimized",
+    "Site",
+    "SiteLog",
+    "count_ops",
+    "count_precisions",
+    "lift",
+    "lowered_to",
+    "optimize",
+    "parse_job",
+]

@@ -30,8 +30,7 @@ class TensorInfo:
 class BuildRequest:
     """What a runtime needs to build: a target graph on disk, and what the graph itself does not say."""
 
-    graph: Path  # the target graph, ONNX
-    out: Path  # an existing folder; the runtime writes its files into it
+    graph: Path  # the target graph, ONNX, in the folder that the artifact is made in
     ranges: Ranges = field(default_factory=dict)  # dynamic dim -> min, opt, max
     device: str = ""  # device profile, as in `tensorrt-rtx@sm89`
 
@@ -40,7 +39,7 @@ class BuildRequest:
 class BuildResult:
     """What a build made."""
 
-    artifact: str  # file name inside `out`
+    artifact: str  # name of the file to open, in the graph's folder; of some runtimes it is the graph
     versions: dict[str, str]
     options: Options
     ops: dict[str, int] = field(default_factory=dict)  # op types of the graph that the runtime made, where it tells
@@ -126,7 +125,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def build(self, request: BuildRequest) -> BuildResult:
-        """Build into `request.out`. Raises BuildError with the backend's own reason."""
+        """Build into the folder of `request.graph`. Raises BuildError with the backend's own reason."""
 
     @abstractmethod
     def open(self, artifact: Path) -> Session:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import BuildError, DeviceError, InputError
-from .base import BuildRequest, BuildResult, Runtime, Session, TensorInfo
+from .base import BuildRequest, BuildResult, Options, Runtime, Session, TensorInfo
 
 PROVIDER = "CPUExecutionProvider"
-GRAPH = "model.onnx"
 
 # onnxruntime's type names -> numpy's; bfloat16 and float8 have none and never stand at a graph's border here
 _DTYPES = {
@@ -51,15 +49,16 @@ def distribution() -> tuple[str, str]:
     raise DeviceError("ONNX Runtime is not installed: `pip install onnxruntime` (or onnxruntime-gpu on Linux x86-64).")
 
 
-def session_options(threads: int | None = None) -> Any:
-    """Options of every session: threads from the cores really available, quiet log."""
+def session_options(provider: str, threads: int | None = None) -> Any:
+    """Options of every session: threads from the cores really available, no silent fallback, quiet log."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
     options.log_severity_level = 3
-    # a provider that cannot take a node must say so; the default hands it to the CPU without a word
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if provider != PROVIDER:
+        # a provider that cannot take a node must say so; the default hands it to the CPU without a word
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
@@ -69,11 +68,8 @@ class OrtSession(Session):
     def __init__(self, model: Path | bytes, providers: Sequence[Any], threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        options = session_options(threads)
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
-        if wanted == PROVIDER:
-            # the CPU as the provider asked for is no fallback
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        options = session_options(wanted, threads)
         try:
             source = model if isinstance(model, bytes) else str(model)
             self._session = ort.InferenceSession(source, options, providers=list(providers))
@@ -105,14 +101,6 @@ def _info(value: Any) -> TensorInfo:
     return TensorInfo(value.name, _DTYPES.get(value.type, value.type), shape)
 
 
-def copy_graph(request: BuildRequest) -> None:
-    """The target graph, and the weights beside it if it is large, become the artifact."""
-    for file in sorted(request.graph.parent.glob(request.graph.name + "*")):
-        target = request.out / file.name.replace(request.graph.name, GRAPH, 1)
-        if target.resolve() != file.resolve():
-            shutil.copyfile(file, target)
-
-
 class OrtCpu(Runtime):
     """ONNX Runtime, CPU execution provider. The artifact is the target graph; the session is made where it runs."""
 
@@ -126,13 +114,8 @@ class OrtCpu(Runtime):
         return None
 
     def build(self, request: BuildRequest) -> BuildResult:
-        copy_graph(request)
-        name, number = distribution()
-        options: dict[str, str | int | float | bool | list[str]] = {
-            "intra_op_num_threads": cores(),
-            "provider": PROVIDER,
-        }
-        return BuildResult(GRAPH, {name: number}, options, optimized_ops(request.out / GRAPH))
+        options: Options = {"intra_op_num_threads": cores(), "provider": PROVIDER}
+        return BuildResult(request.graph.name, dict([distribution()]), options, optimized_ops(request.graph))
 
     def open(self, artifact: Path) -> Session:
         return OrtSession(artifact, [PROVIDER])
@@ -144,8 +127,7 @@ def optimized_ops(graph: Path) -> dict[str, int]:
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
-        options = session_options()
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")
+        options = session_options(PROVIDER)
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         try:

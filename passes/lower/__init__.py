@@ -1,0 +1,56 @@
+"""lower: the precise graph in a target's own dialect, and nothing else in it than the target's table allows."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ...errors import BuildError
+from ...spec import PRECISIONS, Job, Precision, Target, pick
+from ..base import Trail, run
+from ..sites import path_of
+from . import ort_cpu, ort_cuda, tensorrt, tensorrt_rtx
+
+TARGETS: dict[str, Target] = {
+    module.TARGET.name: module.TARGET for module in (ort_cpu, ort_cuda, tensorrt, tensorrt_rtx)
+}
+
+
+def parse_job(text: str) -> Job:
+    """`target[@device][:precision]` -> Job. Raises UsageError that lists what is allowed and suggests the nearest."""
+    head, _, asked = text.partition(":")
+    name, _, device = head.partition("@")
+    target = TARGETS[pick("target", name, TARGETS)]
+    precision: Precision = "fp32"
+    if asked:
+        pick("precision", asked, PRECISIONS)
+        precision = next(known for known in PRECISIONS if known == asked)
+    if precision not in target.precisions:
+        pick(f"precision for {name}", precision, target.precisions)
+    if device and not set(device.split("+")) <= set(target.devices):
+        pick(f"device for {name}", device, [known for known in target.devices if known])
+    return Job(name, precision, device or target.devices[0])
+
+
+def lower(model: ir.Model, job: Job, trail: Trail | None = None) -> ir.Model:
+    """`model` in the dialect of the job's target, changed in place. Raises BuildError for an op that it cannot say."""
+    target = TARGETS[job.target]
+    # last: weights that quantization replaced must not travel on
+    run(model, [*target.lower(job.precision), RemoveUnusedNodesPass()], trail)
+    check_legal(model, target)
+    return model
+
+
+def check_legal(model: ir.Model, target: Target) -> None:
+    """Raise BuildError naming the nodes whose op is not in the target's table."""
+    wrong = []
+    for node in model.graph.all_nodes():
+        ops = target.legal.get(node.domain, frozenset())
+        if ops is not None and node.op_type not in ops:
+            wrong.append(f"{node.domain + '.' if node.domain else ''}{node.op_type} at {path_of(node)}")
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise BuildError(f"{target.name} has no form for {'; '.join(wrong[:3])}{more}.")
+
+
+__all__ = ["TARGETS", "check_legal", "lower", "parse_job"]

@@ -1,0 +1,110 @@
+"""Sources: what a user may name as a model, and the ModelSpec behind it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import GraphwrightError, InputError, UsageError
+from ..models.registry import load as load_zoo
+from ..spec import ModelSpec, pick
+
+FORMS = "file.py:name, package.module:name, a Hugging Face model folder, model.onnx, or zoo:name"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded source: the spec, and how it was found, for the plan."""
+
+    text: str
+    kind: str
+    spec: ModelSpec
+    found: str
+
+
+def load_source(source: str | Path | ModelSpec) -> Source:
+    """The ModelSpec behind `source`.
+
+    Raises UsageError where it is of no known form or a name in it is unknown, InputError where it cannot be read or its
+    code raises.
+    """
+    if isinstance(source, ModelSpec):
+        return Source(source.name, "ModelSpec", source, type(source.module).__name__)
+    text = str(source)
+    head, _, name = text.rpartition(":")
+    if text.startswith("zoo:"):
+        return Source(text, "zoo", load_zoo(name), "the model zoo")
+    if text.endswith(".pt2"):
+        raise UsageError(f"{text}: sources of the form model.pt2 are not in this version. Give {FORMS}.")
+    if head.endswith(".py"):
+        return _from_code(text, "python file", _import_file(Path(head)), name)
+    if text.endswith(".onnx"):
+        from .onnx_source import from_onnx
+
+        return Source(text, "onnx file", from_onnx(Path(text)), "an ONNX graph, its own reference")
+    if Path(text).is_dir():
+        from .huggingface import from_folder
+
+        spec, found = from_folder(Path(text))
+        return Source(text, "hugging face folder", spec, found)
+    if head and "/" not in text and all(part.isidentifier() for part in head.split(".")):
+        return _from_code(text, "python module", _import_module(head), name)
+    if "/" in text or Path(text).suffix:
+        raise InputError(f"{text} does not exist. A source is {FORMS}.")
+    raise UsageError(f"{text!r} is no source. A source is {FORMS}.")
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is no file. A source is {FORMS}.")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[path.stem] = module  # dataclasses and pickling look their module up
+    sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours
+    try:
+        module_spec.loader.exec_module(module)
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} raised {type(error).__name__} when it was imported: {error}") from error
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
+
+
+def _import_module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except GraphwrightError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UsageError(f"There is no module {name!r} here. A source is {FORMS}.") from error
+        raise InputError(f"{name} could not be imported: {error}") from error
+    except Exception as error:
+        raise InputError(f"{name} raised {type(error).__name__} when it was imported: {error}") from error
+
+
+def _from_code(text: str, kind: str, module: Any, name: str) -> Source:
+    public = [key for key, value in vars(module).items() if isinstance(value, ModelSpec) or callable(value)]
+    if not hasattr(module, name):
+        pick(f"name in {text.rpartition(':')[0]}", name, [key for key in public if not key.startswith("_")])
+    made = getattr(module, name)
+    if not isinstance(made, ModelSpec) and callable(made):
+        try:
+            made = made()
+        except GraphwrightError:
+            raise
+        except Exception as error:
+            raise InputError(f"{text} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, ModelSpec):
+        raise InputError(
+            f"{text} is a {type(made).__name__}; it must be a graphwright.ModelSpec or a function that returns one."
+        )
+    return Source(text, kind, made, f"{type(made.module).__name__} in {text.rpartition(':')[0]}")

@@ -1,0 +1,16 @@
+"""ort-cpu: ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from ...spec import Target
+
+TARGET = Target(
+    name="ort-cpu",
+    runtime="ort-cpu",
+    precisions=("fp32", "int8-dynamic"),  # the CPU has no half-precision products: casts around float32 ones only
+    devices=("",),
+    # every standard op has a kernel or a function body; contrib ops are ONNX Runtime's own to fuse at load
+    legal={"": None},
+    lower=lambda _: [],
+    needs="onnxruntime",
+)

@@ -1,0 +1,17 @@
+"""tensorrt-rtx: NVIDIA TensorRT for RTX; builds for a named compute capability, without a GPU."""
+
+from __future__ import annotations
+
+from ...spec import Target
+from .attention import CheckAttention
+from .tensorrt import OPS
+
+TARGET = Target(
+    name="tensorrt-rtx",
+    runtime="tensorrt-rtx",
+    precisions=("fp16", "bf16", "fp32"),
+    devices=("sm89", "sm75", "sm80", "sm86", "sm120", "sm121"),
+    legal={"": OPS},
+    lower=lambda _: [CheckAttention()],
+    needs="an RTX GPU (compute capability 7.5, 8.6, 8.9 or 12.0) to run; nothing but the package to build",
+)

@@ -1,0 +1,233 @@
+"""The route on one page: source -> golden -> lifted -> precise -> target graph -> artifact -> verified -> measured."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .artifact import Artifact, load
+from .compare.latency import LatencyTable, bench
+from .compare.report import write_report
+from .compare.verify import example_feeds, spec_cases, verify_recorded
+from .errors import BuildError, DeviceError, Exit, GraphwrightError, worst
+from .export import OPSET, load_source, open_reference
+from .manifest import Manifest, TargetRecord, Verified, write
+from .output import output_folder
+from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
+from .recipe import Recipe, Step, plan
+from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
+from .runtimes import RUNTIMES
+from .spec import Calibration, Job, ModelSpec
+from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage
+from .store import Store
+
+Progress = Callable[[str], None]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What `ship` made: the manifest, the folder, the latency table, and the exit code that stands for all targets."""
+
+    manifest: Manifest
+    out: Path
+    latency: LatencyTable | None
+    code: Exit
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was asked holds."""
+        return self.code is Exit.OK
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all targets of a run share."""
+
+    golden: ir.Model
+    lifted: Lifted
+    ranges: Ranges
+    recorded: Recorded
+    store: Store
+
+
+def ship(
+    source: str | Path | ModelSpec,
+    targets: Sequence[str],
+    out: str | Path,
+    *,
+    opset: int = OPSET,
+    calibration: Calibration | None = None,
+    budget: float = 20.0,
+    require: bool = False,
+    progress: Progress = _log.info,
+) -> Shipment:
+    """Make, prove and measure `source` for each of `targets` (`target[@device][:precision]`), into the folder `out`.
+
+    A target that fails is recorded, and the others go on. `calibration` replaces the spec's. `budget`: seconds for the
+    latency comparison; 0: none. `require`: a target that cannot run here is an error. Raises UsageError, InputError,
+    and BuildError where the model itself cannot be exported; nothing is then left in `out`.
+    """
+    name = source.name if isinstance(source, ModelSpec) else str(source)
+    recipe = Recipe(source=name, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require)
+    steps = plan(recipe.jobs)
+    check_required(steps, require)
+    with output_folder(recipe.out) as folder:
+        loaded = load_source(source)
+        spec = loaded.spec if calibration is None else replace(loaded.spec, calibration=calibration)
+        shared = prepare(spec, recipe, progress)
+        about = {"text": loaded.text, "kind": loaded.kind, "found": loaded.found}
+        manifest = start_manifest(spec, about, shared.lifted, shared.ranges)
+        for step in steps:
+            manifest.targets.append(make_target(step, shared, manifest, folder, progress))
+        latency = measure(spec, manifest, folder, budget, progress) if budget else None
+        keep_golden(shared.recorded, folder / GOLDEN)
+        write_folders(manifest, folder)
+        samples, machine = (latency.samples, latency.machine) if latency else ({}, {})
+        write_report(manifest, samples, folder / "report.html", machine)
+        write(manifest, folder)
+    return Shipment(manifest, recipe.out, latency, exit_code(manifest))
+
+
+def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
+    """Export, lift, and the reference's outputs in every case of parity."""
+    store = Store()
+    with _timed("export", progress) as say:
+        golden = export_stage(spec, recipe.opset, store)
+        say("from the store" if golden.stored else "traced, dynamic dims proved")
+    with _timed("lift", progress) as say:
+        lifted = lift(golden.model)
+        done = sum(site.status == "lifted" for site in lifted.log.sites)
+        say(f"{done} of {len(lifted.log.sites)} sites")
+    with _timed("reference", progress) as say:
+        ranges = ranges_of(spec, golden.model)
+        recorded, stored = reference_stage(spec, golden, spec_cases(spec, ranges), store)
+        say(f"{len(recorded)} cases{' from the store' if stored else ''}")
+    return Prepared(golden.model, lifted, ranges, recorded, store)
+
+
+def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, progress: Progress) -> TargetRecord:
+    """One target: quantize, lower, build, verify, as far as this machine can; what fails is recorded."""
+    job, own = step.job, folder / step.job.folder
+    own.mkdir()
+    with _timed(str(job), progress) as say:
+        try:
+            optimized = optimize(shared.lifted, str(job))
+            ops = {"golden": count_ops(shared.golden), "lifted": count_ops(shared.lifted.model)}
+            record = describe(job, optimized, ops)
+            if "build" in step.does:
+                build_into(record, optimized, shared.ranges, own, shared.store)
+            else:
+                lower_into(record, optimized, own, step.why)
+            record.verified = Verified(verdict="no device here", reason=step.why)
+            if "verify" in step.does:
+                record.verified = verify_recorded(Artifact(own, manifest, record), shared.recorded)
+        except BuildError as error:
+            record = failed(job, error)
+            shutil.rmtree(own)
+            own.mkdir()
+        say(f"{record.status}, {record.verified.verdict}")
+    return record
+
+
+def failed(job: Job, error: GraphwrightError) -> TargetRecord:
+    """The record of a target that could not be made."""
+    never = Verified(verdict="no device here", reason="there is nothing to verify")
+    return TargetRecord(
+        target=job.target,
+        precision=job.precision,
+        device=job.device,
+        status="failed",
+        reason=str(error),
+        verified=never,
+    )
+
+
+def measure(spec: ModelSpec, manifest: Manifest, folder: Path, budget: float, progress: Progress) -> LatencyTable:
+    """Latency of the built targets and of the reference on the example inputs, entered into the manifest."""
+    artifacts = [Artifact(folder / Job(r.target, r.precision, r.device).folder, manifest, r) for r in manifest.targets]
+    name = manifest.reference.runtime
+    with _timed("latency", progress) as say, open_reference(spec) as reference:
+        table = bench(artifacts, example_feeds(spec), reference, budget, reference_name=name)
+        say(f"{len(table.samples)} contenders, interleaved")
+    manifest.reference.latency = table.rows[name]
+    for artifact in artifacts:
+        artifact.record.latency = table.rows[artifact.label]
+    return table
+
+
+def build(
+    graph: Optimized | Lifted | ir.Model | str | Path,
+    out: str | Path,
+    *,
+    target: str = "ort-cpu",
+    precision: str = "",
+    spec: ModelSpec | None = None,
+) -> Artifact:
+    """Build a target graph into the folder `out`; a golden graph or an ONNX file is optimized for `target` first.
+
+    With `spec`, its dynamic ranges are the engine's, and inputs with the reference's outputs are kept in `out`, so that
+    the artifact can be verified later without torch. Raises DeviceError where this machine cannot build it, BuildError
+    with the backend's own reason.
+    """
+    optimized = graph if isinstance(graph, Optimized) else optimize(graph, target, precision)
+    missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
+    if missing is not None:
+        raise DeviceError(
+            f"{optimized.job} cannot be built here: {missing}. `graphwright ship` lowers it all the same."
+        )
+    store, lifted = Store(), optimized.lifted
+    ranges = ranges_of(spec, lifted.model) if spec else graph_ranges(optimized.model)
+    with output_folder(Path(out)) as folder:
+        name = spec.name if spec else str(optimized.model.graph.name)
+        manifest = start_manifest(spec, {"text": name}, lifted, ranges)
+        record = describe(optimized.job, optimized, {"lifted": count_ops(lifted.model)})
+        build_into(record, optimized, ranges, folder, store)
+        if spec is not None:
+            golden = export_stage(spec, OPSET, store)
+            keep_golden(reference_stage(spec, golden, spec_cases(spec, ranges), store)[0], folder / GOLDEN)
+            manifest.golden = GOLDEN
+        manifest.targets.append(record)
+        write(manifest, folder)
+    return load(out)
+
+
+def graph_ranges(model: ir.Model) -> Ranges:
+    """Ranges for a graph that comes without a spec: 1 to 32 (first axis) or 1 to 512."""
+    ranges: Ranges = {}
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, ir.SymbolicDim) and dim.value:
+                ranges.setdefault(dim.value, (1, 8, 32) if axis == 0 else (1, 128, 512))
+    return ranges
+
+
+def check_required(steps: list[Step], require: bool) -> None:
+    """Raise DeviceError if a target is required that this machine cannot run."""
+    absent = [f"{step.job} ({step.why})" for step in steps if "verify" not in step.does]
+    if require and absent:
+        raise DeviceError(f"--require: this machine cannot run {'; '.join(absent)}.")
+
+
+def exit_code(manifest: Manifest) -> Exit:
+    """The code that stands for all targets' outcomes."""
+    codes = [Exit.BUILD for record in manifest.targets if record.status == "failed"]
+    codes += [Exit.VERIFICATION for record in manifest.targets if record.verified.verdict == "failed"]
+    return worst(codes)
+
+
+@contextmanager
+def _timed(name: str, progress: Progress) -> Iterator[Callable[[str], None]]:
+    """Reports a stage when it is done, with what it said and the seconds it took."""
+    said: list[str] = []
+    progress(f"{name} ...")
+    start = time.perf_counter()
+    yield said.append
+    progress(f"{name}: {', '.join(said)} ({time.perf_counter() - start:.1f} s)")

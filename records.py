@@ -1,0 +1,110 @@
+"""What a run writes down of each target: built into its folder, entered into the manifest."""
+
+from __future__ import annotations
+
+import time
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from .compare.cases import record as record_cases
+from .compare.verify import replaying
+from .manifest import Build, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
+from .passes import TARGETS, Lifted, Optimized, count_ops, count_precisions, lowered_to
+from .spec import Job, ModelSpec
+from .stages import GOLDEN, GRAPH, Ranges, Recorded, build_stage, copy_file, save_graph
+from .store import Store, hash_file, versions
+
+GOLDEN_BYTES = 8 << 20  # of recorded inputs and outputs that travel with an artifact
+
+
+def start_manifest(spec: ModelSpec | None, source: dict[str, str], lifted: Lifted, ranges: Ranges) -> Manifest:
+    """A manifest without targets yet."""
+    is_torch = spec is not None and hasattr(spec.module, "state_dict")
+    runtime, package = ("torch", "torch") if is_torch else ("onnxruntime", "onnxruntime")
+    found = versions(package, f"{package}-gpu")
+    sites = [
+        SiteRecord(kind=site.kind, path=site.path, status=site.status, reason=site.reason, spelling=site.spelling)
+        for site in lifted.log.sites
+    ]
+    return Manifest(
+        source={"name": spec.name if spec else source["text"], **source},
+        reference=Reference(runtime=runtime, precision="fp32", version=next(iter(found.values()), "")),
+        dynamic={dim: list(bounds) for dim, bounds in ranges.items()},
+        sites=sites,
+        targets=[],
+    )
+
+
+def describe(job: Job, optimized: Optimized, before: dict[str, dict[str, int]]) -> TargetRecord:
+    """What is known of a target before it is built."""
+    counts = {
+        kind: SiteCount(
+            found=len(sites),
+            lifted=sum(site.status == "lifted" for site in sites),
+            lowered_to=lowered_to(optimized.model, kind),
+        )
+        for kind, sites in optimized.log.kinds().items()
+    }
+    counts.setdefault("attention", SiteCount(found=0, lifted=0))
+    return TargetRecord(
+        target=job.target,
+        precision=job.precision,
+        device=job.device,
+        status="lowered",
+        sites=counts,
+        precision_achieved=count_precisions(optimized.model),
+        ops={**before, "target": count_ops(optimized.model)},
+        verified=Verified(verdict="no device here", reason="not verified yet"),
+    )
+
+
+def build_into(record: TargetRecord, optimized: Optimized, ranges: Ranges, folder: Path, store: Store) -> None:
+    """Save the target graph in `folder`, build it there, and enter both into the record."""
+    start = time.perf_counter()
+    save_graph(optimized.model, folder / GRAPH)
+    result, stored = build_stage(optimized, ranges, folder, store)
+    record.status, record.artifact, record.graph, record.sha256 = "built", result.artifact, GRAPH, digests(folder)
+    notes = [*result.notes, *["taken from the store"] * stored]
+    record.build = Build(
+        runtime=TARGETS[optimized.job.target].runtime,
+        versions=result.versions,
+        options=result.options,
+        seconds=round(time.perf_counter() - start, 3),
+        bytes=(folder / result.artifact).stat().st_size,
+        notes=notes,
+    )
+    if result.ops:
+        record.ops["runtime"] = result.ops
+
+
+def lower_into(record: TargetRecord, optimized: Optimized, folder: Path, why: str) -> None:
+    """Save the target graph alone, for another machine to build."""
+    save_graph(optimized.model, folder / GRAPH)
+    record.graph, record.sha256, record.reason = GRAPH, digests(folder), why
+
+
+def keep_golden(recorded: Recorded, path: Path) -> None:
+    """Write as many of the recorded cases as fit, the grid's and real ones by turns, so that both kinds are kept."""
+    made = [case for case, _ in recorded if not case.real]
+    real = [case for case, _ in recorded if case.real]
+    mixed = [case for case in chain.from_iterable(zip_longest(made, real)) if case is not None]
+    record_cases(replaying(recorded), mixed, path, GOLDEN_BYTES)
+
+
+def write_folders(manifest: Manifest, folder: Path) -> None:
+    """Each target's folder becomes an artifact of its own; in the run's manifest its files get its folder's name."""
+    manifest.golden = GOLDEN
+    for record in manifest.targets:
+        own = folder / Job(record.target, record.precision, record.device).folder
+        copy_file(folder / GOLDEN, own / GOLDEN)
+        alone = manifest.model_copy(deep=True)
+        alone.targets = [record.model_copy(deep=True)]
+        write(alone, own)
+        record.artifact = f"{own.name}/{record.artifact}" if record.artifact else ""
+        record.graph = f"{own.name}/{record.graph}" if record.graph else ""
+        record.sha256 = {f"{own.name}/{name}": digest for name, digest in record.sha256.items()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in `folder`, by name."""
+    return {file.name: hash_file(file) for file in sorted(folder.iterdir()) if file.is_file()}

@@ -1,0 +1,142 @@
+"""The stages of the route, each taken from the store where it was made before from the same things."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from .compare.cases import Case, record, replay
+from .export import onnx_graph, open_reference
+from .passes import TARGETS, Optimized
+from .runtimes import RUNTIMES, BuildRequest, BuildResult
+from .runtimes.child import build_in_child
+from .runtimes.ort_cpu import cores
+from .spec import RANGES, ModelSpec
+from .store import Store, hash_file, key, own_digest, versions
+
+GRAPH = "model.onnx"
+GOLDEN = "golden.safetensors"
+BUILD = "build.json"
+EXTERNAL_ABOVE = 1 << 30  # bytes of weights from which they stand beside the graph: a protobuf ends at 2 GiB
+ALL_BYTES = 1 << 40  # the store keeps every recorded case
+
+Ranges = dict[str, tuple[int, int, int]]
+Recorded = list[tuple[Case, dict[str, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden graph of a spec, what identifies it, and whether it came from the store."""
+
+    model: ir.Model
+    digest: str
+    stored: bool
+
+
+def export_stage(spec: ModelSpec, opset: int, store: Store) -> Golden:
+    """The golden graph. A torch module is traced each time: that tells what it computes; the rest is stored."""
+    graph = onnx_graph(spec)
+    if graph is not None:
+        model = graph.clone()
+        return Golden(model, _digest_of(model), stored=False)
+    from .export.prove import prove_dynamic
+    from .export.trace import convert, digest, trace
+
+    program = trace(spec)
+    acting = versions("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    stage = key("export", program=digest(spec, program), opset=opset, versions=acting, own=own_digest())
+
+    def write(folder: Path) -> None:
+        golden = convert(spec, program, opset)
+        prove_dynamic(spec, golden)
+        save_graph(golden, folder / GRAPH)
+
+    folder, stored = store.take(stage, write)
+    return Golden(ir.load(folder / GRAPH), stage.digest, stored)
+
+
+def reference_stage(spec: ModelSpec, golden: Golden, cases: list[Case], store: Store) -> tuple[Recorded, bool]:
+    """The reference's outputs in every case, and whether they came from the store."""
+    acting = versions("torch", "transformers", "onnxruntime", "onnxruntime-gpu")
+    inputs = [[case.name, {name: _hash(array) for name, array in case.feeds.items()}] for case in cases]
+    stage = key("reference", golden=golden.digest, cases=inputs, versions=acting)
+
+    def write(folder: Path) -> None:
+        with open_reference(spec) as reference:
+            record(lambda case: reference.run(case.feeds), cases, folder / GOLDEN, ALL_BYTES)
+
+    folder, stored = store.take(stage, write)
+    return replay(folder / GOLDEN), stored
+
+
+def build_stage(optimized: Optimized, ranges: Ranges, folder: Path, store: Store) -> tuple[BuildResult, bool]:
+    """Build the target graph, which lies in `folder`, in a child process; the built files come into `folder`."""
+    job = optimized.job
+    runtime = RUNTIMES[TARGETS[job.target].runtime]
+    graph = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
+    acting = versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")
+    request = {"job": str(job), "graph": graph, "ranges": ranges}
+    stage = key("build", **request, versions=acting, machine=_machine(), own=own_digest())
+
+    def write(temp: Path) -> None:
+        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, job.device))
+        for file in folder.iterdir():
+            if file.name not in graph:
+                copy_file(file, temp / file.name)
+        (temp / BUILD).write_text(json.dumps(asdict(result)))
+
+    built, stored = store.take(stage, write)
+    for file in built.iterdir() if stored else ():
+        if file.name not in (BUILD, "object.json"):
+            copy_file(file, folder / file.name)
+    result = json.loads((built / BUILD).read_text())
+    return BuildResult(**{**result, "notes": tuple(result["notes"])}), stored
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph; large weights go into one file beside it."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if size > EXTERNAL_ABOVE else None)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """A copy, never a link: loaders refuse linked weights, and the store must not change with the output."""
+    shutil.copyfile(source, target)
+
+
+def ranges_of(spec: ModelSpec, golden: ir.Model) -> Ranges:
+    """(min, opt, max) of every dynamic dim: the user's, else what the export proved, around the example's size.
+
+    Where the export proved no upper end, 32 for a first axis and 512 for any other are taken, or the example's size if
+    that is larger: an engine must be built for some end.
+    """
+    proved = json.loads(golden.metadata_props.get(RANGES, "{}"))
+    first = {axes[0] for axes in spec.dynamic.values() if 0 in axes}
+    ranges: Ranges = {}
+    for dim, size in spec.sizes.items():
+        low, high = proved.get(dim, (1, None))
+        open_end = max(32 if dim in first else 512, size)
+        ranges[dim] = spec.ranges.get(dim, (low, size, open_end if high is None else high))
+    return ranges
+
+
+def _machine() -> Mapping[str, int | str]:
+    """What of the machine a build depends on."""
+    return {"arch": platform.machine(), "system": platform.system(), "cores": cores()}
+
+
+def _hash(array: np.ndarray) -> str:
+    header = f"{array.dtype}{array.shape}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _digest_of(model: ir.Model) -> str:
+    return hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest()
