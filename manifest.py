@@ -121,6 +121,14 @@ class TargetRecord(Record):
     verified: Verified
     latency: Latency | None = None
 
+    def prefixed(self, folder: str) -> TargetRecord:
+        """The same record as it stands one folder higher."""
+        moved = self.model_copy(deep=True)
+        moved.artifact = f"{folder}/{self.artifact}" if self.artifact else ""
+        moved.graph = f"{folder}/{self.graph}" if self.graph else ""
+        moved.sha256 = {f"{folder}/{name}": digest for name, digest in self.sha256.items()}
+        return moved
+
 
 class Reference(Record):
     """What the artifacts were compared with."""

@@ -17,7 +17,7 @@ from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
 from .compare.verify import example_feeds, spec_cases, verify_recorded
 from .errors import BuildError, DeviceError, Exit, GraphwrightError, worst
-from .export import OPSET, load_source, open_reference
+from .export import OPSET, Source, load_source, open_reference
 from .manifest import Manifest, TargetRecord, Verified, write
 from .output import output_folder
 from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
@@ -59,7 +59,7 @@ class Prepared:
 
 
 def ship(
-    source: str | Path | ModelSpec,
+    source: str | Path | ModelSpec | Source,
     targets: Sequence[str],
     out: str | Path,
     *,
@@ -75,8 +75,8 @@ def ship(
     latency comparison; 0: none. `require`: a target that cannot run here is an error. Raises UsageError, InputError,
     and BuildError where the model itself cannot be exported; nothing is then left in `out`.
     """
-    name = source.name if isinstance(source, ModelSpec) else str(source)
-    recipe = Recipe(source=name, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require)
+    text = source.text if isinstance(source, Source) else source.name if isinstance(source, ModelSpec) else str(source)
+    recipe = Recipe(source=text, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require)
     steps = plan(recipe.jobs)
     check_required(steps, require)
     with output_folder(recipe.out) as folder:

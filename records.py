@@ -94,15 +94,13 @@ def keep_golden(recorded: Recorded, path: Path) -> None:
 def write_folders(manifest: Manifest, folder: Path) -> None:
     """Each target's folder becomes an artifact of its own; in the run's manifest its files get its folder's name."""
     manifest.golden = GOLDEN
-    for record in manifest.targets:
+    for index, record in enumerate(manifest.targets):
         own = folder / Job(record.target, record.precision, record.device).folder
         copy_file(folder / GOLDEN, own / GOLDEN)
         alone = manifest.model_copy(deep=True)
-        alone.targets = [record.model_copy(deep=True)]
+        alone.targets = [record]
         write(alone, own)
-        record.artifact = f"{own.name}/{record.artifact}" if record.artifact else ""
-        record.graph = f"{own.name}/{record.graph}" if record.graph else ""
-        record.sha256 = {f"{own.name}/{name}": digest for name, digest in record.sha256.items()}
+        manifest.targets[index] = record.prefixed(own.name)
 
 
 def digests(folder: Path) -> dict[str, str]:

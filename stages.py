@@ -80,14 +80,15 @@ def reference_stage(spec: ModelSpec, golden: Golden, cases: list[Case], store: S
 def build_stage(optimized: Optimized, ranges: Ranges, folder: Path, store: Store) -> tuple[BuildResult, bool]:
     """Build the target graph, which lies in `folder`, in a child process; the built files come into `folder`."""
     job = optimized.job
-    runtime = RUNTIMES[TARGETS[job.target].runtime]
+    target = TARGETS[job.target]
+    runtime, device = RUNTIMES[target.runtime], job.device or target.devices[0]
     graph = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     acting = versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")
-    request = {"job": str(job), "graph": graph, "ranges": ranges}
+    request = {"job": str(job), "device": device, "graph": graph, "ranges": ranges}
     stage = key("build", **request, versions=acting, machine=_machine(), own=own_digest())
 
     def write(temp: Path) -> None:
-        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, job.device))
+        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, device))
         for file in folder.iterdir():
             if file.name not in graph:
                 copy_file(file, temp / file.name)

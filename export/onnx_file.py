@@ -226,7 +226,7 @@ def _typed_length(field: str, dtype: ir.DataType, count: int) -> int:
 def _set_apart(tensor: onnx.TensorProto, where: str, needed: int) -> _External:
     entries = [(entry.key, entry.value) for entry in tensor.external_data]
     keys = [key for key, _ in entries]
-    if len(set(keys)) < len(keys) or  "location" not in keys:
+    if len(set(keys)) < len(keys) or not set(keys) <= _EXTERNAL_KEYS or "location" not in keys:
         raise InputError(
             f"{where} describes its file by {_show(keys)}; allowed are location (once, always), offset, length and "
             "checksum. Save the model again."
@@ -262,7 +262,7 @@ def _set_apart(tensor: onnx.TensorProto, where: str, needed: int) -> _External:
 def _parts(external: _External) -> list[str]:
     """The folders and the file of a location."""
     location = external.location
-    parts = [part for part in location.split("/") if part != "."]
+    parts = [part for part in location.split("/")]
     if not parts or "\\" in location or "\0" in location or any(part in ("", "..") for part in parts):
         raise InputError(
             f"{external.name} names the file {_show(location)}, but its data must be in a file below the model's own "

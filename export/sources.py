@@ -26,12 +26,14 @@ class Source:
     found: str
 
 
-def load_source(source: str | Path | ModelSpec) -> Source:
+def load_source(source: str | Path | ModelSpec | Source) -> Source:
     """The ModelSpec behind `source`.
 
     Raises UsageError where it is of no known form or a name in it is unknown, InputError where it cannot be read or its
     code raises.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, ModelSpec):
         return Source(source.name, "ModelSpec", source, type(source.module).__name__)
     text = str(source)
@@ -41,7 +43,7 @@ def load_source(source: str | Path | ModelSpec) -> Source:
     if text.endswith(".pt2"):
         raise UsageError(f"{text}: sources of the form model.pt2 are not in this version. Give {FORMS}.")
     if head.endswith(".py"):
-        return _from_code(text, "python file", _import_file(Path(head)), name)
+        return _from_code(text, "python file", import_file(Path(head)), name)
     if text.endswith(".onnx"):
         from .onnx_source import from_onnx
 
@@ -58,7 +60,8 @@ def load_source(source: str | Path | ModelSpec) -> Source:
     raise UsageError(f"{text!r} is no source. A source is {FORMS}.")
 
 
-def _import_file(path: Path) -> Any:
+def import_file(path: Path) -> Any:
+    """The module of a Python file. Raises InputError where there is none or it raises."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file. A source is {FORMS}.")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -69,7 +69,7 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
 
 
 def digest(spec: ModelSpec, program: ExportedProgram) -> str:
-    """SHA-256 of all that the golden graph is made from: the traced code with its module paths, weights, names, dims."""
+    """SHA-256 of all that a golden graph is made from: traced code with module paths, weights, names, dims."""
     total = hashlib.sha256()
     total.update(program.graph_module.print_readable(print_output=False).encode())
     total.update(repr([list(node.meta.get("nn_module_stack", ())) for node in program.graph.nodes]).encode())

@@ -17,7 +17,10 @@ TARGETS: dict[str, Target] = {
 
 
 def parse_job(text: str) -> Job:
-    """`target[@device][:precision]` -> Job. Raises UsageError that lists what is allowed and suggests the nearest."""
+    """`target[@device][:precision]` -> Job; several devices joined by +.
+
+    Raises UsageError that lists what is allowed and suggests the nearest.
+    """
     head, _, asked = text.partition(":")
     name, _, device = head.partition("@")
     target = TARGETS[pick("target", name, TARGETS)]
@@ -27,9 +30,9 @@ def parse_job(text: str) -> Job:
         precision = next(known for known in PRECISIONS if known == asked)
     if precision not in target.precisions:
         pick(f"precision for {name}", precision, target.precisions)
-    if device and not set(device.split("+")) <= set(target.devices):
-        pick(f"device for {name}", device, [known for known in target.devices if known])
-    return Job(name, precision, device or target.devices[0])
+    for part in device.split("+") if device else ():
+        pick(f"device for {name}", part, [known for known in target.devices if known])
+    return Job(name, precision, device)
 
 
 def lower(model: ir.Model, job: Job, trail: Trail | None = None) -> ir.Model:

@@ -26,7 +26,7 @@ def test_metrics_of_a_matrix_by_hand() -> None:
     found = difference(expected, actual)
     assert found.reason == ""
     assert found.max_abs == 2.0
-    assert found.max_rel == 2.0 / (1e-6 * 4)  # the reference's 0 counts as a millionth of its largest value
+    assert found.max_rel == 2.0 / (1e-3 * 4)  # the reference's 0 counts as a thousandth of its largest value
     assert found.scale == 4.0
     np.testing.assert_allclose(found.cosines, [1, 1, 0, -1], atol=1e-15)
 
@@ -270,16 +270,22 @@ def test_every_precision_has_a_tolerance_with_a_reason() -> None:
 
 
 def test_the_worst_is_what_uses_most_of_the_tolerance() -> None:
+    large, small = (Case(name, {"x": np.full((2, 3), value, np.float32)}) for name, value in [("1e4", 1e4), ("1", 1.0)])
+    found = check(lambda case: Wide().run(case.feeds), Wide(2.0**-10), [large, small], "fp32")
+    assert found.worst is not None  # the error is the same, but in the small case only it is above the limit
+    assert (found.worst.output, found.worst.case, found.worst.shape) == ("y", "1", [2, 3])
+    assert (found.worst.max_abs, found.worst.max_rel) == (2.0**-10, 2.0**-10)
+    assert found.reason == "y differs by 0.000976562, above 2e-05 (1)"
+
+
+def test_each_output_has_its_own_verdict() -> None:
     found = verify(Linear(drift=0.5))
     assert found.verdict == "failed"
-    assert found.worst is not None
-    assert found.worst.output == "embedding"
-    assert found.worst.max_abs == pytest.approx(0.5, rel=1e-5)
-    # the absolute limit grows with the reference: the case with the smallest values is the worst
-    smallest = min(CASES, key=lambda case: max(1.0, np.abs(exact(case)["embedding"]).max()))
-    assert found.worst.case == smallest.name
-    assert found.worst.shape == [len(smallest.feeds["x"]), 6]
-    assert [parity.verdict for parity in found.outputs] == ["failed", "passed"]
+    assert [(parity.output, parity.verdict) for parity in found.outputs] == [
+        ("embedding", "failed"),
+        ("best", "passed"),
+    ]
+    assert found.outputs[0].max_abs == pytest.approx(0.5, rel=1e-5)
 
 
 def test_a_renamed_output_fails_by_name() -> None:

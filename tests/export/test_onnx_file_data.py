@@ -228,6 +228,7 @@ def test_no_byte_from_elsewhere(folder: Path, canary: Path, place: str, kind: st
     ("kind", "match"),
     [
         ("..", "must be in a file below the model's own folder"),
+        ("backslash", "must be in a file below the model's own folder"),
         ("link", "copy the real files beside the model"),
         ("linked folder", "copy the real files beside the model"),
         ("hard link", r"'hard.bin' has 2 hard links\. Copy the real file"),

@@ -1,0 +1,5 @@
+"""python -m graphwright."""
+
+from .cli import main
+
+main()

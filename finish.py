@@ -1,0 +1,75 @@
+"""finish: on the device, build what was only lowered elsewhere, and verify all of a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .artifact import Artifact, load_all
+from .compare.verify import verify
+from .errors import Exit, worst
+from .manifest import Build, Manifest, TargetRecord, read, write
+from .passes import TARGETS
+from .records import digests
+from .runtimes import RUNTIMES, BuildRequest
+from .runtimes.child import build_in_child
+from .spec import ModelSpec
+
+
+def finish(
+    folder: Path, spec: ModelSpec | None, *, require: bool = False, progress: Callable[[str], None]
+) -> tuple[Manifest, Exit]:
+    """Build and verify every target in `folder` that this machine can, against `spec` or the recorded outputs.
+
+    The manifests in `folder` are updated. The exit code is 1 where a verdict is failed, and with `require` 5 where a
+    target still has none. Raises InputError for a folder that is no artifact, or whose files were changed.
+    """
+    codes = []
+    manifest = read(folder)
+    for artifact in load_all(folder):
+        record = artifact.record
+        progress(f"{artifact.label} ...")
+        if record.status == "lowered":
+            _build(artifact)
+        record.verified = verify(spec, artifact)
+        write(artifact.manifest, artifact.folder)
+        _enter(record, artifact, manifest, folder)
+        progress(f"{artifact.label}: {record.status}, {record.verified.verdict}")
+        if record.verified.passed is False:
+            codes.append(Exit.VERIFICATION)
+        if record.verified.passed is None and require:
+            codes.append(Exit.DEVICE)
+    write(manifest, folder)
+    return manifest, worst(codes)
+
+
+def _build(artifact: Artifact) -> None:
+    """Build a lowered graph, if this machine can."""
+    record, target = artifact.record, TARGETS[artifact.record.target]
+    runtime = RUNTIMES[target.runtime]
+    if runtime.builder_missing() is not None:
+        return
+    artifact.check_files()
+    ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
+    start = time.perf_counter()
+    request = BuildRequest(artifact.folder / record.graph, ranges, record.device or target.devices[0])
+    result = build_in_child(runtime.name, request)
+    record.status, record.reason, record.artifact = "built", "", result.artifact
+    record.sha256 = {name: digest for name, digest in digests(artifact.folder).items() if name.startswith("model.")}
+    record.build = Build(
+        runtime=runtime.name,
+        versions=result.versions,
+        options=result.options,
+        seconds=round(time.perf_counter() - start, 3),
+        bytes=(artifact.folder / result.artifact).stat().st_size,
+        notes=list(result.notes),
+    )
+
+
+def _enter(record: TargetRecord, artifact: Artifact, manifest: Manifest, folder: Path) -> None:
+    """Put an artifact's record into the manifest of the run that it belongs to."""
+    for index, known in enumerate(manifest.targets):
+        if (known.target, known.precision, known.device) == (record.target, record.precision, record.device):
+            inside = artifact.folder != folder
+            manifest.targets[index] = record.prefixed(artifact.folder.name) if inside else record

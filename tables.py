@@ -1,0 +1,76 @@
+"""Tables that a person reads on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .compare.latency import NONE, milliseconds
+from .manifest import Latency, Manifest, SiteRecord, TargetRecord
+from .spec import Job
+
+STYLES = {"passed": "green", "built": "green", "ok": "green", "failed": "red", "problem": "red", "lifted": "green"}
+
+
+def plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of text; words of a known meaning are coloured."""
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    return table
+
+
+def shipment(manifest: Manifest) -> Table:
+    """Latency and parity of every target of a run."""
+    columns = ("target", "status", "parity", "max abs", "min cosine", "median ms", "p90 ms", "x", "MB")
+    reference, latency = manifest.reference, manifest.reference.latency
+    first = [reference.runtime, "", "reference", NONE, NONE, *_times(latency), NONE]
+    table = plain("", columns, [first, *map(_row, manifest.targets)])
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for column in table.columns[:1]:
+        column.no_wrap = True
+    if latency is not None:
+        shapes = ", ".join(f"{name} {shape}" for name, shape in latency.inputs.items())
+        table.caption = f"x: how many times faster than {reference.runtime}. Inputs: {shapes}"
+        table.caption_justify = "left"
+    return table
+
+
+def _row(record: TargetRecord) -> list[str]:
+    worst, outputs = record.verified.worst, record.verified.outputs
+    return [
+        str(Job(record.target, record.precision, record.device)),
+        record.status,
+        record.verified.verdict,
+        f"{max(output.max_abs for output in outputs):.1e}" if worst and outputs else NONE,
+        f"{min(output.cosine for output in outputs):.6f}" if worst and outputs else NONE,
+        *_times(record.latency),
+        f"{record.build.bytes / 1e6:.1f}" if record.build else NONE,
+    ]
+
+
+def _times(latency: Latency | None) -> list[str]:
+    if latency is None:
+        return [NONE, NONE, NONE]
+    ratio = latency.ratio_to_reference
+    return [milliseconds(latency.median_ms), milliseconds(latency.p90_ms), NONE if ratio is None else f"{ratio:.2f}"]
+
+
+def sites(records: Iterable[SiteRecord]) -> Table:
+    """Every site: what was found where, and what became of it."""
+    rows = [(site.kind, site.path, site.status, site.spelling, site.reason) for site in records]
+    return plain("", ("kind", "module", "status", "spelling", "reason"), rows)
+
+
+def reasons(manifest: Manifest) -> list[str]:
+    """One line for each target that is not built and verified, saying why."""
+    lines = []
+    for record in manifest.targets:
+        why = record.reason or record.verified.reason
+        if why and not (record.status == "built" and record.verified.passed):
+            lines.append(f"{Job(record.target, record.precision, record.device)}: {why}")
+    return lines
