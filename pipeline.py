@@ -7,11 +7,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
+from rich.table import Table
 
+from . import tables
 from .artifact import Artifact, load
 from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
@@ -36,10 +38,16 @@ _log = logging.getLogger(__name__)
 class Shipment:
     """What `ship` made: the manifest, the folder, the latency table, and the exit code that stands for all targets."""
 
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)
     out: Path
-    latency: LatencyTable | None
+    latency: LatencyTable | None = field(repr=False)
     code: Exit
+
+    def __rich__(self) -> Table:
+        return tables.shipment(self.manifest)
+
+    def __str__(self) -> str:
+        return tables.text(tables.shipment(self.manifest))
 
     @property
     def passed(self) -> bool:

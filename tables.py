@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +22,14 @@ def plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     for row in rows:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     return table
+
+
+def text(table: Table) -> str:
+    """A table as plain text."""
+    console = Console(width=160, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def shipment(manifest: Manifest) -> Table:

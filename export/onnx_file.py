@@ -262,8 +262,8 @@ def _set_apart(tensor: onnx.TensorProto, where: str, needed: int) -> _External:
 def _parts(external: _External) -> list[str]:
     """The folders and the file of a location."""
     location = external.location
-    parts = [part for part in location.split("/")]
-    if not parts or "\\" in location or "\0" in location or any(part in ("", "..") for part in parts):
+    parts = location.split("/")
+    if "\\" in location or "\0" in location or any(part in ("", "..") for part in parts):
         raise InputError(
             f"{external.name} names the file {_show(location)}, but its data must be in a file below the model's own "
             "folder, named with plain names and '/'. Save the model again with its data beside it."

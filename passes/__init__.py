@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..spec import Job
+from ..errors import UsageError
+from ..spec import Calibration, Job
 from .base import Trail
 from .lift import Lifted, lift
 from .lower import TARGETS, lower, parse_job
@@ -27,13 +28,23 @@ class Optimized:
     trail: Trail
 
 
-def optimize(golden: ir.Model | Lifted | str | Path, target: str = "ort-cpu", precision: str = "") -> Optimized:
+def optimize(
+    golden: ir.Model | Lifted | str | Path,
+    target: str = "ort-cpu",
+    precision: str = "",
+    calibration: Calibration | None = None,
+) -> Optimized:
     """Lift, quantize and lower a golden graph, an ONNX file, or a graph that is lifted already. Nothing is changed.
 
-    `target` is `name[@device][:precision]`; `precision` may be given beside it instead. Raises UsageError for unknown
-    names, BuildError if the target cannot say the graph.
+    `target` is `name[@device][:precision]`; `precision` may be given beside it instead. `calibration` is for precisions
+    that are calibrated. Raises UsageError for unknown names and for an option that does not apply, BuildError if the
+    target cannot say the graph.
     """
-    job = parse_job(f"{target}:{precision}" if precision and ":" not in target else target)
+    if precision and ":" in target:
+        raise UsageError(f"The precision is given twice: in target {target!r} and as {precision!r}. Give it once.")
+    job = parse_job(f"{target}:{precision}" if precision else target)
+    if calibration is not None:
+        raise UsageError(f"{job} takes no calibration data: {job.precision} is not calibrated. Leave it out.")
     lifted = golden if isinstance(golden, Lifted) else lift(golden)
     trail = Trail()
     precise = quantize(lifted.model.clone(), job.precision, trail)
