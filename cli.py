@@ -200,12 +200,12 @@ def bench(
 
     from .artifact import load_all
     from .compare.latency import bench as measure
-    from .compare.verify import example_feeds, recorded
+    from .compare.verify import example_feeds, recorded, typical_feeds
     from .export import open_reference
 
     artifacts = [artifact for folder in folders for artifact in load_all(folder)]
     spec = _load(source).spec if source else None
-    feeds = example_feeds(spec) if spec else recorded(artifacts[0])[0][0].feeds
+    feeds = example_feeds(spec) if spec else typical_feeds(recorded(artifacts[0]))
     with contextlib.ExitStack() as stack, Progress() as progress:
         reference = stack.enter_context(open_reference(spec)) if spec else None
         table = measure(artifacts, dict(feeds), reference, budget, progress=progress)

@@ -56,9 +56,9 @@ def plan(jobs: list[Job]) -> list[Step]:
         runtime = RUNTIMES[TARGETS[job.target].runtime]
         missing, builder = runtime.missing(), runtime.builder_missing()
         if missing is None:
-            steps.append(Step(job, "lower, build, verify, measure", "the runtime and its device are here"))
+            steps.append(Step(job, "lower, build, verify, measure", "its runtime and device are here"))
         elif builder is None:
-            steps.append(Step(job, "lower, build", f"its builder needs no device; not run: {missing}"))
+            steps.append(Step(job, "lower, build", f"{missing}; its builder needs no device"))
         else:
-            steps.append(Step(job, "lower", f"no device here: {missing}"))
+            steps.append(Step(job, "lower", missing))
     return steps

@@ -72,3 +72,13 @@ def example_feeds(spec: ModelSpec) -> dict[str, np.ndarray]:
 def _array(value: object) -> np.ndarray:
     detach = getattr(value, "detach", None)
     return np.asarray(detach().cpu().numpy() if detach is not None else value)
+
+
+def typical_feeds(pairs: list[tuple[Case, dict[str, np.ndarray]]]) -> Feeds:
+    """What to measure on: the first real sample, else the largest of the cases made from the example."""
+    real = [case for case, _ in pairs if case.real]
+    return (
+        real[0].feeds
+        if real
+        else max((c for c, _ in pairs), key=lambda c: sum(a.nbytes for a in c.feeds.values())).feeds
+    )
