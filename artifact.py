@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, InputError, UsageError
-from .manifest import Manifest, TargetRecord, read
-from .spec import Job
+from .manifest import FILE, Manifest, TargetRecord, read
+from .spec import Job, pick
 from .store import hash_file
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Artifact:
 
     def check_files(self) -> None:
         """Raise InputError if a file is missing or not what the manifest says: an engine is native code."""
+        opened = self.record.artifact or self.record.graph
+        if opened not in self.record.sha256:
+            raise InputError(f"The manifest in {self.folder} has no SHA-256 of {opened!r}: build it again.")
         for name, digest in self.record.sha256.items():
             file = self.folder / name
             if Path(name).name != name or not file.is_file():
@@ -74,7 +77,7 @@ class Artifact:
         from .passes.lower import TARGETS
         from .runtimes import RUNTIMES
 
-        return RUNTIMES[TARGETS[self.record.target].runtime]
+        return RUNTIMES[TARGETS[pick("target", self.record.target, TARGETS)].runtime]
 
 
 def load(folder: str | Path) -> Artifact:
@@ -84,9 +87,12 @@ def load(folder: str | Path) -> Artifact:
     """
     folder = Path(folder)
     manifest = read(folder)
-    if len(manifest.targets) != 1 or "/" in manifest.targets[0].artifact:
-        names = [f"{folder / Job(r.target, r.precision, r.device).folder}" for r in manifest.targets]
-        raise UsageError(f"{folder} holds several artifacts; name one of them: {', '.join(names)}.")
+    names = [f"{folder / Job(r.target, r.precision, r.device).folder}" for r in manifest.targets]
+    if not names:
+        raise InputError(f"{folder} holds a {FILE} without a target: build it again.")
+    first = manifest.targets[0]
+    if len(names) > 1 or "/" in first.artifact + first.graph or Path(names[0]).is_dir():
+        raise UsageError(f"{folder} holds what was shipped; name one artifact of it: {', '.join(names)}.")
     return Artifact(folder, manifest, manifest.targets[0])
 
 

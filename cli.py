@@ -59,9 +59,9 @@ def ship(
     from .output import check_output
     from .pipeline import check_required
     from .pipeline import ship as ship_all
-    from .recipe import Recipe, plan
+    from .recipe import make_recipe, plan
 
-    recipe = Recipe(source=source, targets=tuple(target), out=out, opset=opset, budget=budget, require=require)
+    recipe = make_recipe(source=source, targets=tuple(target), out=out, opset=opset, budget=budget, require=require)
     check_output(out)
     steps = plan(recipe.jobs)
     loaded = _load(source)

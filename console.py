@@ -17,10 +17,6 @@ def explain(error: Exception) -> int:
     if isinstance(error, MemoryError):
         say("error: out of memory. Close other programs, or use a machine with more of it.")
         return Exit.RESOURCES
-    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        say(f"error: {'; '.join(problems)}.")
-        return Exit.USAGE
     say(
         f"error: internal: {type(error).__name__}: {error}. Run it again with --debug for the traceback, and report it."
     )

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import InputError
 from .spec import Precision
+from .store import disk_errors
 
-VERSION = 1
+VERSION: Literal[1] = 1
 FILE = "manifest.json"
 
 Verdict = Literal["passed", "failed", "simulated", "no device here"]
@@ -18,9 +19,9 @@ Status = Literal["built", "lowered", "failed", "skipped"]
 
 
 class Record(BaseModel):
-    """Base of every object in the manifest: unknown keys are errors."""
+    """Base of every object in the manifest: unknown keys are errors, and infinity and NaN, which JSON lacks."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class SiteCount(Record):
@@ -142,7 +143,7 @@ class Reference(Record):
 class Manifest(Record):
     """The whole run."""
 
-    version: int = VERSION
+    version: Literal[1] = VERSION
     source: dict[str, str]
     reference: Reference
     dynamic: dict[str, list[int]] = Field(default_factory=dict, description="dynamic dim -> min, opt, max")
@@ -168,5 +169,11 @@ def read(folder: Path) -> Manifest:
 
 
 def write(manifest: Manifest, folder: Path) -> None:
-    """Write `folder`/manifest.json."""
-    (folder / FILE).write_text(manifest.model_dump_json(indent=2) + "\n")
+    """Write `folder`/manifest.json, whole or not at all. Raises ResourceError where the disk is full."""
+    part = folder / f".{FILE}.part"
+    with disk_errors(folder):
+        try:
+            part.write_text(manifest.model_dump_json(indent=2) + "\n")
+            part.replace(folder / FILE)
+        finally:
+            part.unlink(missing_ok=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import UsageError
-from .manifest import FILE
+from .errors import InputError, UsageError
+from .manifest import FILE, read
+from .spec import Job
 from .store import disk_errors
+
+PART = ".part-"
+LEFTOVER_SECONDS = 2 * 86400  # no run takes as long: what is older was left by one that was killed
 
 
 def check_output(out: Path) -> None:
     """Raise UsageError if `out` is a file, or a folder of something else than an earlier run."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"The output folder {out} is a file: name a folder that does not exist yet, or an empty one.")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE).is_file():
+    if out.is_dir() and any(not _is_part(item) for item in out.iterdir()) and not (out / FILE).is_file():
         raise UsageError(
             f"The output folder {out} holds other files and no {FILE} of an earlier run: name an empty or new one."
         )
@@ -32,10 +38,11 @@ def output_folder(out: Path) -> Iterator[Path]:
     """
     check_output(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    part = out / f".part-{uuid.uuid4().hex}"
+    part = out / f"{PART}{uuid.uuid4().hex}"
     try:
         with disk_errors(out):
-            part.mkdir(parents=True)
+            _make(part)
+            _remove_leftovers(out)
             yield part
             _publish(part, out)
     except BaseException:
@@ -46,11 +53,50 @@ def output_folder(out: Path) -> Iterator[Path]:
         raise
 
 
+def _earlier(out: Path) -> set[str]:
+    """Folders of targets that an earlier run left in `out`."""
+    if not (out / FILE).is_file():
+        return set()
+    try:
+        known = read(out)
+    except InputError:
+        return set()
+    folders = {Job(record.target, record.precision, record.device).folder for record in known.targets}
+    return {name for name in folders if Path(name).name == name and (out / name / FILE).is_file()}
+
+
+def _is_part(item: Path) -> bool:
+    """Whether it is what a run writes into: one in progress, or left by one that was killed."""
+    return item.name.startswith(PART) and item.is_dir() and not item.is_symlink()
+
+
+def _remove_leftovers(out: Path) -> None:
+    for item in out.iterdir():
+        if _is_part(item) and time.time() - item.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(item, ignore_errors=True)
+
+
+def _make(part: Path) -> None:
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"The output folder {part.parent} cannot be used: {reason}. Give a folder that you may write to."
+        ) from error
+
+
 def _publish(part: Path, out: Path) -> None:
+    for name in _earlier(out) - {item.name for item in part.iterdir()}:
+        shutil.rmtree(out / name, ignore_errors=True)  # a target of the earlier run, not asked for in this one
     # the manifest last: where it stands, all that it names does too
     for item in sorted(part.iterdir(), key=lambda item: item.name == FILE):
         target = out / item.name
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
+        elif item.is_dir():
+            target.unlink(missing_ok=True)
         item.replace(target)
     part.rmdir()

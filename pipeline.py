@@ -23,7 +23,7 @@ from .export import OPSET, Source, load_source, open_reference
 from .manifest import Manifest, TargetRecord, Verified, write
 from .output import output_folder
 from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
-from .recipe import Recipe, Step, plan
+from .recipe import Recipe, Step, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
 from .spec import Calibration, Job, ModelSpec
@@ -83,8 +83,10 @@ def ship(
     latency comparison; 0: none. `require`: a target that cannot run here is an error. Raises UsageError, InputError,
     and BuildError where the model itself cannot be exported; nothing is then left in `out`.
     """
-    text = source.text if isinstance(source, Source) else source.name if isinstance(source, ModelSpec) else str(source)
-    recipe = Recipe(source=text, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require)
+    text = source.name if isinstance(source, ModelSpec) else source.text if isinstance(source, Source) else str(source)
+    recipe = make_recipe(
+        source=text, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require
+    )
     steps = plan(recipe.jobs)
     check_required(steps, require)
     with output_folder(recipe.out) as folder:
@@ -115,7 +117,7 @@ def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
         done = sum(site.status == "lifted" for site in lifted.log.sites)
         say(f"{done} of {len(lifted.log.sites)} sites")
     with _timed("reference", progress) as say:
-        ranges = ranges_of(spec, golden.model)
+        ranges = ranges_of(golden.model, spec)
         recorded, stored = reference_stage(spec, golden, spec_cases(spec, ranges), store)
         say(f"{len(recorded)} cases{' from the store' if stored else ''}")
     return Prepared(golden.model, lifted, ranges, recorded, store)
@@ -192,7 +194,7 @@ def build(
             f"{optimized.job} cannot be built here: {missing}. `graphwright ship` lowers it all the same."
         )
     store, lifted = Store(), optimized.lifted
-    ranges = ranges_of(spec, lifted.model) if spec else graph_ranges(optimized.model)
+    ranges = ranges_of(lifted.model, spec)
     with output_folder(Path(out)) as folder:
         name = spec.name if spec else str(optimized.model.graph.name)
         manifest = start_manifest(spec, {"text": name}, lifted, ranges)
@@ -205,16 +207,6 @@ def build(
         manifest.targets.append(record)
         write(manifest, folder)
     return load(out)
-
-
-def graph_ranges(model: ir.Model) -> Ranges:
-    """Ranges for a graph that comes without a spec: 1 to 32 (first axis) or 1 to 512."""
-    ranges: Ranges = {}
-    for value in model.graph.inputs:
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, ir.SymbolicDim) and dim.value:
-                ranges.setdefault(dim.value, (1, 8, 32) if axis == 0 else (1, 128, 512))
-    return ranges
 
 
 def check_required(steps: list[Step], require: bool) -> None:

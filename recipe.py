@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import UsageError
 from .passes.lower import TARGETS, parse_job
@@ -38,6 +39,17 @@ class Recipe(BaseModel):
     def jobs(self) -> list[Job]:
         """The targets, parsed."""
         return [parse_job(text) for text in self.targets]
+
+
+def make_recipe(**settings: Any) -> Recipe:
+    """A recipe. Raises UsageError that names each setting that does not fit."""
+    try:
+        return Recipe(**settings)
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but is {each['input']!r}" for each in error.errors()
+        ]
+        raise UsageError(f"{'; '.join(wrong)}.") from error
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .errors import InputError, UsageError
+from .errors import GraphwrightError, InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,6 +70,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _check_inputs(self)
+        _check_calibration(self)
         _check_dynamic(self)
         _check_ranges(self)
 
@@ -92,15 +93,23 @@ class ModelSpec:
             return
         try:
             yield from self.calibration() if callable(self.calibration) else self.calibration
-        except Exception as error:
+        except GraphwrightError:
+            raise
+        except (Exception, SystemExit) as error:
             raise InputError(f"The calibration data of {self.name!r} raised {type(error).__name__}: {error}") from error
 
 
 def _check_inputs(spec: ModelSpec) -> None:
     forward = getattr(spec.module, "forward", None)
+    if isinstance(spec.module, type):
+        raise InputError(f"ModelSpec.module is the class {spec.module.__name__} itself: give an instance of it.")
     if not callable(forward):
         raise InputError(f"ModelSpec.module must be a torch.nn.Module, but is a {type(spec.module).__name__}.")
-    if not spec.inputs:
+    if not isinstance(spec.inputs, Mapping):
+        raise InputError(
+            f"ModelSpec.inputs must be a dict of example tensors by name, but is a {type(spec.inputs).__name__}."
+        )
+    if not spec.tensors:
         raise InputError("ModelSpec.inputs is empty: give one example tensor for each input of the module's forward.")
     for name, value in spec.tensors.items():
         if not (hasattr(value, "shape") and hasattr(value, "dtype")):
@@ -122,21 +131,38 @@ def _check_inputs(spec: ModelSpec) -> None:
         )
 
 
+def _check_calibration(spec: ModelSpec) -> None:
+    if isinstance(spec.calibration, Iterator):
+        raise InputError(
+            f"The calibration data of {spec.name!r} is a {type(spec.calibration).__name__}, which can be read only "
+            "once: give a list, or the function that makes it."
+        )
+
+
 def _check_dynamic(spec: ModelSpec) -> None:
     tensors = spec.tensors
     seen: dict[str, tuple[str, int]] = {}
     for name, axes in spec.dynamic.items():
         if name not in tensors:
             pick("input in ModelSpec.dynamic", name, tensors)
+        if not isinstance(axes, Mapping):
+            raise UsageError(
+                f"ModelSpec.dynamic[{name!r}] must be a dict of names by axis, as in {{0: 'batch'}}, but is {axes!r}."
+            )
         rank = len(tensors[name].shape)
         for axis, dim in axes.items():
             if not isinstance(axis, int) or not 0 <= axis < rank:
+                exist = f"axes 0 to {rank - 1} exist. Negative axes are not taken." if rank else "it has no axes."
                 raise UsageError(
                     f"Dynamic axis {axis!r} of input {name!r} ({dim!r}) is out of range: the example has rank {rank}, "
-                    f"so axes 0 to {rank - 1} exist. Negative axes are not taken."
+                    f"so {exist}"
                 )
             if not isinstance(dim, str) or not dim.isidentifier():
                 raise UsageError(f"The name of axis {axis} of input {name!r} must be an identifier, but is {dim!r}.")
+            if not tensors[name].shape[axis]:
+                raise UsageError(
+                    f"Dynamic dim {dim!r} has size 0 in the example {name!r}: give an example with at least one entry."
+                )
             first, size = seen.setdefault(dim, (f"{name}[{axis}]", int(tensors[name].shape[axis])))
             if int(tensors[name].shape[axis]) != size:
                 raise UsageError(
@@ -150,15 +176,28 @@ def _check_ranges(spec: ModelSpec) -> None:
     for dim, bounds in spec.ranges.items():
         if dim not in sizes:
             pick("dynamic dim in ModelSpec.ranges", dim, sizes)
-        if len(bounds) != 3 or not 1 <= bounds[0] <= bounds[1] <= bounds[2]:
+        if not _is_range(bounds):
             raise UsageError(
-                f"Range of {dim!r} must be (min, opt, max) with 1 <= min <= opt <= max, but is {bounds!r}."
+                f"Range of {dim!r} must be (min, opt, max), whole numbers with 1 <= min <= opt <= max, but is "
+                f"{bounds!r}."
+            )
+        if bounds[0] == bounds[2]:
+            raise UsageError(
+                f"Range of {dim!r} holds one size only, {bounds[0]}: leave {dim!r} out of ModelSpec.dynamic and "
+                "ModelSpec.ranges."
             )
         if not bounds[0] <= sizes[dim] <= bounds[2]:
             raise UsageError(
                 f"Range of {dim!r} is {bounds[0]} to {bounds[2]}, but the example input has size {sizes[dim]}: "
                 "widen the range or give an example inside it."
             )
+
+
+def _is_range(bounds: object) -> bool:
+    if not isinstance(bounds, Sequence) or len(bounds) != 3 or not all(type(size) is int for size in bounds):
+        return False
+    low, opt, high = bounds
+    return bool(1 <= low <= opt <= high)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Golden:
 
 def export_stage(spec: ModelSpec, opset: int, store: Store) -> Golden:
     """The golden graph. A torch module is traced each time: that tells what it computes; the rest is stored."""
-    graph = onnx_graph(spec)
+    graph = onnx_graph(spec, opset)
     if graph is not None:
         model = graph.clone()
         return Golden(model, _digest_of(model), stored=False)
@@ -113,19 +113,24 @@ def copy_file(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def ranges_of(spec: ModelSpec, golden: ir.Model) -> Ranges:
+def ranges_of(golden: ir.Model, spec: ModelSpec | None = None) -> Ranges:
     """(min, opt, max) of every dynamic dim: the user's, else what the export proved, around the example's size.
 
     Where the export proved no upper end, 32 for a first axis and 512 for any other are taken, or the example's size if
     that is larger: an engine must be built for some end.
     """
     proved = json.loads(golden.metadata_props.get(RANGES, "{}"))
-    first = {axes[0] for axes in spec.dynamic.values() if 0 in axes}
+    sizes, given = (spec.sizes, spec.ranges) if spec else ({}, {})
     ranges: Ranges = {}
-    for dim, size in spec.sizes.items():
-        low, high = proved.get(dim, (1, None))
-        open_end = max(32 if dim in first else 512, size)
-        ranges[dim] = spec.ranges.get(dim, (low, size, open_end if high is None else high))
+    for value in golden.graph.inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            name = None if isinstance(dim, int) else dim.value
+            if name is None or name in ranges:
+                continue
+            low, high = proved.get(name, (1, None))
+            size = sizes.get(name, 128 if axis else 8)
+            high = high or max(512 if axis else 32, size)
+            ranges[name] = given.get(name, (low, min(size, high), high))
     return ranges
 
 

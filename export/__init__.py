@@ -24,7 +24,7 @@ def to_onnx(spec: ModelSpec | str, opset: int = OPSET) -> ir.Model:
     """
     if isinstance(spec, str):
         spec = load_source(spec).spec
-    graph = onnx_graph(spec)
+    graph = onnx_graph(spec, opset)
     if graph is not None:
         return graph.clone()
     from .prove import prove_dynamic
@@ -35,11 +35,19 @@ def to_onnx(spec: ModelSpec | str, opset: int = OPSET) -> ir.Model:
     return golden
 
 
-def onnx_graph(spec: ModelSpec) -> ir.Model | None:
-    """The graph of a spec that was read from an ONNX file; None for a torch module."""
+def onnx_graph(spec: ModelSpec, opset: int = OPSET) -> ir.Model | None:
+    """The graph of a spec that was read from an ONNX file; None for a torch module.
+
+    Such a graph is of the file's opset until it is lifted: UsageError where another one than the default is asked for.
+    """
     from .onnx_source import OnnxModule
 
-    return spec.module.model if isinstance(spec.module, OnnxModule) else None
+    if not isinstance(spec.module, OnnxModule):
+        return None
+    given = spec.module.model.opset_imports.get("", 0)
+    if opset not in (OPSET, given):
+        raise UsageError(f"{spec.name!r} is an ONNX file of opset {given}: opset {opset} cannot be had. Leave it out.")
+    return spec.module.model
 
 
 def open_reference(spec: ModelSpec) -> Session:

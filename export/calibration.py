@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from ..errors import InputError
@@ -32,8 +32,12 @@ def load_calibration(text: str) -> Calibration:
         function: Callable[[], Iterable[Feeds]] = getattr(module, name)
         return function
     path = Path(text)
-    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-    if not files or not files[0].is_file() or files[0].suffix not in SUFFIXES:
+    files = (
+        sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+        if path.is_dir()
+        else [path]
+    )
+    if not files:
         raise InputError(
             f"{text} is no calibration data: give a folder of .npz or .safetensors files (one sample each), one such "
             "file, or file.py:function."
@@ -47,19 +51,30 @@ def _samples(files: list[Path]) -> Iterator[Feeds]:
 
 
 def _read_npz(file: Path) -> Feeds:
-    try:
+    with _reading(file, ".npz of plain arrays"):
         with zipfile.ZipFile(file) as archive:
             claimed = sum(info.file_size for info in archive.infolist())
         if claimed > MAX_BYTES:
             raise InputError(f"{file} unpacks to {claimed} bytes; a sample may have {MAX_BYTES}.")
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile, MemoryError) as error:
-        raise InputError(f"{file} is no readable .npz of plain arrays: {error}") from error
+            sample = {name: arrays[name] for name in arrays.files}
+        for name, array in sample.items():
+            if not isinstance(array, np.ndarray):  # np.load gives other files in the archive as bytes
+                raise InputError(f"{file} holds {name!r}, which is no array: write it with np.savez.")
+    return sample
 
 
 def _read_safetensors(file: Path) -> Feeds:
-    try:
+    with _reading(file, ".safetensors"):
         return safetensors.numpy.load_file(file)
-    except (OSError, safetensors.SafetensorError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is no readable .safetensors: {error}") from error
+
+
+@contextlib.contextmanager
+def _reading(file: Path, form: str) -> Iterator[None]:
+    """A damaged file can raise anything (zlib.error, EOFError, ...); all of it means the same."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file} is no readable {form}: {error}") from error

@@ -50,7 +50,8 @@ def from_folder(folder: Path) -> tuple[ModelSpec, str]:
         calibration=None,
         name=folder.resolve().name,
     )
-    found = _describe(spec, type(model).__name__, ["config.json", weights, example.file])
+    files = ["config.json", weights, example.file]
+    found = f"{type(model).__name__} from {', '.join(filter(None, files))}"
     return spec, found + (f"; {len(unused)} weights unused ({', '.join(unused[:3])})" if unused else "")
 
 
@@ -172,14 +173,3 @@ def _named(model: Any, names: list[str]) -> torch.nn.Module:
     )
     made: torch.nn.Module = type(type(model).__name__, (_Named,), {"forward": forward})(model)
     return made.eval()
-
-
-def _describe(spec: ModelSpec, class_name: str, files: list[str]) -> str:
-    inputs = ", ".join(
-        f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-        for name, tensor in spec.tensors.items()
-    )
-    dims = ", ".join(
-        f"{dim} {spec.ranges[dim][0]} to {spec.ranges[dim][2]}" if dim in spec.ranges else dim for dim in spec.sizes
-    )
-    return f"{class_name} from {', '.join(filter(None, files))}; inputs {inputs}; dynamic {dims}"

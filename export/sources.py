@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def load_source(source: str | Path | ModelSpec | Source) -> Source:
     text = str(source)
     head, _, name = text.rpartition(":")
     if text.startswith("zoo:"):
-        return Source(text, "zoo", load_zoo(name), "the model zoo")
+        return Source(text, "zoo", load_zoo(text.removeprefix("zoo:")), "the model zoo")
     if text.endswith(".pt2"):
         raise UsageError(f"{text}: sources of the form model.pt2 are not in this version. Give {FORMS}.")
     if head.endswith(".py"):
@@ -55,6 +57,9 @@ def load_source(source: str | Path | ModelSpec | Source) -> Source:
         return Source(text, "hugging face folder", spec, found)
     if head and "/" not in text and all(part.isidentifier() for part in head.split(".")):
         return _from_code(text, "python module", _import_module(head), name)
+    if Path(text).exists():
+        hint = f" Name the ModelSpec in it, as in {text}:spec." if text.endswith(".py") else ""
+        raise UsageError(f"{text} is a file of no known form.{hint} A source is {FORMS}.")
     if "/" in text or Path(text).suffix:
         raise InputError(f"{text} does not exist. A source is {FORMS}.")
     raise UsageError(f"{text!r} is no source. A source is {FORMS}.")
@@ -64,34 +69,50 @@ def import_file(path: Path) -> Any:
     """The module of a Python file. Raises InputError where there is none or it raises."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file. A source is {FORMS}.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    # a name of its own: a user's onnx.py or json.py must not stand in for the module of that name
+    name = f"graphwright_source_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module  # dataclasses and pickling look their module up
-    sys.path.insert(0, str(path.resolve().parent))  # the file may import its neighbours
-    try:
+    sys.modules[name] = module  # dataclasses and pickling look their module up
+    with _raising(str(path), "when it was imported"), _neighbours(path.resolve().parent):
         module_spec.loader.exec_module(module)
-    except GraphwrightError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} raised {type(error).__name__} when it was imported: {error}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
     return module
 
 
-def _import_module(name: str) -> Any:
+@contextlib.contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """Inside the block the modules in `folder` come first; after it last, for what functions import when called."""
+    sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(name)
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+@contextlib.contextmanager
+def _raising(what: str, when: str = "") -> Iterator[None]:
+    """Whatever the user's code raises is an InputError that says so; also exit(), which would end this command."""
+    try:
+        yield
     except GraphwrightError:
         raise
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UsageError(f"There is no module {name!r} here. A source is {FORMS}.") from error
-        raise InputError(f"{name} could not be imported: {error}") from error
-    except Exception as error:
-        raise InputError(f"{name} raised {type(error).__name__} when it was imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what} raised {type(error).__name__}{' ' * bool(when)}{when}: {error}") from error
+
+
+def _import_module(name: str) -> Any:
+    with _raising(name, "when it was imported"), _neighbours(Path.cwd()):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+                raise UsageError(f"There is no module {name!r} here. A source is {FORMS}.") from error
+            raise InputError(f"{name} could not be imported: {error}") from error
 
 
 def _from_code(text: str, kind: str, module: Any, name: str) -> Source:
@@ -100,12 +121,8 @@ def _from_code(text: str, kind: str, module: Any, name: str) -> Source:
         pick(f"name in {text.rpartition(':')[0]}", name, [key for key in public if not key.startswith("_")])
     made = getattr(module, name)
     if not isinstance(made, ModelSpec) and callable(made):
-        try:
+        with _raising(text):
             made = made()
-        except GraphwrightError:
-            raise
-        except Exception as error:
-            raise InputError(f"{text} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, ModelSpec):
         raise InputError(
             f"{text} is a {type(made).__name__}; it must be a graphwright.ModelSpec or a function that returns one."

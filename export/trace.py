@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, OutputKind
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import BuildError, InputError, UsageError
@@ -23,10 +25,12 @@ from ..spec import PATH, RANGES, ModelSpec
 
 OPSETS = range(18, 24)  # what torch.onnx.export writes without going down a version, which may fail
 
-
-_BOUND = re.compile(r"^\s*(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", re.MULTILINE)
-_CONSTANT = re.compile(r"^\s*(\w+) = (\d+)\s*$", re.MULTILINE)
-_EQUAL = re.compile(r"^\s*(\w+) = ([A-Za-z]\w*)\s*$", re.MULTILINE)
+# Before each dim's name that torch is told: it reads the names as formulas, and there `sequence` or `N` mean something.
+_DIM = "dim_"
+_BOUND = re.compile(rf"^\s*{_DIM}(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", re.MULTILINE)
+_CONSTANT = re.compile(rf"^\s*{_DIM}(\w+) = (\d+)\s*$", re.MULTILINE)
+_EQUAL = re.compile(rf"^\s*{_DIM}(\w+) = {_DIM}(\w+)\s*$", re.MULTILINE)
+_FORMULA = re.compile(rf"^\s*{_DIM}(\w+) = (?!Dim\()(.*\S)\s*$", re.MULTILINE)
 
 
 def trace(spec: ModelSpec) -> ExportedProgram:
@@ -35,15 +39,25 @@ def trace(spec: ModelSpec) -> ExportedProgram:
     inputs = nest(spec.inputs, _enlarge(spec, tensors))
     bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
     bounds |= {dim: (low, high) for dim, (low, _, high) in spec.ranges.items()}
+    deferred = False
     # Each round can only narrow a dim's range, and torch names all the dims that it can at once.
-    for _ in range(len(bounds) + 1):
+    for _ in range(len(bounds) + 3):
         try:
             with _quiet(), evaluating(spec.module):
-                return torch.export.export(spec.module, (), inputs, dynamic_shapes=_shapes(spec, bounds))
+                return torch.export.export(
+                    spec.module,
+                    (),
+                    inputs,
+                    dynamic_shapes=_shapes(spec, bounds),
+                    prefer_deferred_runtime_asserts_over_guards=deferred,
+                )
         except Exception as error:
-            if "Suggested fixes" not in str(error):
+            if "Suggested fixes" in str(error):
+                bounds = _narrow(spec, bounds, inputs, error)
+            elif "Constraints violated" in str(error) and not deferred:
+                deferred = True  # one size is a special case, as in x[:, 1:]; whether the graph holds there is proved
+            elif not ("register a pytree" in str(error) and _register_results(spec, inputs)):
                 raise BuildError(f"torch.export could not trace {spec.name!r}: {_first_lines(error)}") from error
-            bounds = _narrow(spec, bounds, inputs, error)
     raise BuildError(f"torch.export kept narrowing the dynamic dims of {spec.name!r}; last: {bounds}.")
 
 
@@ -51,6 +65,7 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     """The golden graph of a traced program: named inputs, outputs and dims, module paths on every node."""
     if opset not in OPSETS:
         raise UsageError(f"Opset {opset} is not one that can be exported: take {OPSETS[0]} to {OPSETS[-1]}.")
+    names = _output_names(spec, program)
     try:
         with _quiet():
             exported = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
@@ -61,7 +76,8 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     model.graph.name = spec.name
     _name_dims(spec, program, model)
     _name_inputs(spec, model)
-    _name_outputs(spec, program, model)
+    _name_outputs(model, names)
+    _check_borders(spec, model)
     _keep_paths(model)
     model.metadata_props.clear()
     model.metadata_props[RANGES] = json.dumps(_proved_ranges(spec, program))
@@ -93,8 +109,28 @@ def _enlarge(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> dict[str, tor
     return enlarged
 
 
+def _register_results(spec: ModelSpec, inputs: Any) -> bool:
+    """Make the dataclasses that forward returns known to torch.export; whether there was one that was not."""
+    with evaluating(spec.module), torch.inference_mode():
+        kinds = set(_dataclasses(spec.module(**inputs)))
+    for kind in kinds:
+        torch.export.register_dataclass(kind)
+    return bool(kinds)
+
+
+def _dataclasses(value: Any) -> Iterator[type]:
+    """The types of dataclasses within `value` that torch does not know yet."""
+    if dataclasses.is_dataclass(value) and type(value) not in torch.utils._pytree.SUPPORTED_NODES:
+        yield type(value)
+        items: Iterable[Any] = vars(value).values()
+    else:
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for item in items:
+        yield from _dataclasses(item)
+
+
 def _shapes(spec: ModelSpec, bounds: dict[str, tuple[int, int | None]]) -> Any:
-    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    dims = {name: Dim(f"{_DIM}{name}", min=low, max=high) for name, (low, high) in bounds.items()}
     axes = {
         name: {axis: dims[dim] for axis, dim in spec.dynamic.get(name, {}).items()} or None for name in spec.tensors
     }
@@ -113,6 +149,11 @@ def _narrow(
         ) from error
     for dim, other in _EQUAL.findall(fixes):
         raise UsageError(f"Dynamic dims {dim!r} and {other!r} are always equal: give both axes one name.") from error
+    for dim, formula in _FORMULA.findall(fixes):
+        raise InputError(
+            f"Dynamic dim {dim!r} is not free: the model takes only {dim} = {_readable(formula)}"
+            f"{_cause(spec, inputs)}. Leave {dim!r} static, or make what has that size inside of forward."
+        ) from error
     narrowed = dict(bounds)
     for dim, low, high in _BOUND.findall(fixes):
         old_low, old_high = bounds[dim]
@@ -126,6 +167,11 @@ def _narrow(
     if narrowed == bounds:
         raise BuildError(f"torch.export rejects the dynamic dims of {spec.name!r}: {_first_lines(error, 6)}") from error
     return narrowed
+
+
+def _readable(formula: str) -> str:
+    """torch's formula with the user's names, and n for any whole number: 2*_dim_sequence is 2*n."""
+    return re.sub(rf"\b_{_DIM}\w+", "n", formula).replace(_DIM, "")
 
 
 def _cause(spec: ModelSpec, inputs: Any) -> str:
@@ -199,33 +245,60 @@ def _name_inputs(spec: ModelSpec, model: ir.Model) -> None:
         value.shape = ir.Shape([dims.get(axis, size) for axis, size in enumerate(value.shape)])
 
 
-def _name_outputs(spec: ModelSpec, program: ExportedProgram, model: ir.Model) -> None:
-    """The golden outputs bear the keys of what forward returns; None among them is no output."""
+def _output_names(spec: ModelSpec, program: ExportedProgram) -> list[str]:
+    """The keys of what forward returns; None among it is no output."""
     tree = program.module_call_graph[0].signature
     assert tree is not None
     assert tree.out_spec is not None
-    # constants (None, a number) among the results are no outputs of the graph
-    leaves = [
-        index if isinstance(name, str) else None for index, name in enumerate(program.graph_signature.user_outputs)
-    ]
-    structure = torch.utils._pytree.tree_unflatten(leaves, tree.out_spec)
-    names = name_outputs([structure] if isinstance(structure, int | None) else structure)
+    outputs = [item.arg for item in program.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
+    values = [item.value if isinstance(item, ConstantArgument) else item for item in outputs]
+    leaves = [None if value is None else index for index, value in enumerate(values)]
+    names = name_outputs(torch.utils._pytree.tree_unflatten(leaves, tree.out_spec))
+    forward = f"{type(spec.module).__name__}.forward"
+    for name, index in names.items():
+        if isinstance(outputs[index], ConstantArgument):
+            raise InputError(f"{forward} returns {values[index]!r} as {name!r}: return tensors only.")
+        if name in spec.tensors:
+            raise InputError(
+                f"{forward} returns {name!r}, which is the name of an input too: return it under another key, such as "
+                f"'new_{name}'."
+            )
     if not names:
-        raise InputError(f"{type(spec.module).__name__}.forward returns no tensor, so there is nothing to export.")
+        raise InputError(f"{forward} returns no tensor, so there is nothing to export.")
+    return list(names)
+
+
+def _name_outputs(model: ir.Model, names: list[str]) -> None:
     if len(names) != len(model.graph.outputs):
         raise BuildError(f"forward returns {', '.join(names)}, but the graph has {len(model.graph.outputs)} outputs.")
-    _free(model, list(names))
+    _free(model, names)
     for name, value in zip(names, list(model.graph.outputs), strict=True):
         value.name = name
 
 
 def _free(model: ir.Model, names: list[str]) -> None:
-    """Rename whatever else bears one of `names`: torch calls the result of an embedding `embedding`."""
+    """Rename whatever bears one of `names`: torch calls the result of an embedding `embedding`."""
     graph = model.graph
     values = [*graph.inputs, *graph.initializers.values(), *(v for node in graph.all_nodes() for v in node.outputs)]
+    taken = {*names, *(value.name for value in values)}
     for value in values:
-        if value.name in names and not (value in graph.inputs and names[list(graph.inputs).index(value)] == value.name):
-            value.name = f"{value.name}.inner"
+        if value.name in names:
+            fresh = f"{value.name}.inner"
+            while fresh in taken:
+                fresh += ".inner"
+            taken.add(fresh)
+            value.name = fresh
+
+
+def _check_borders(spec: ModelSpec, model: ir.Model) -> None:
+    """Raise InputError for an input or output of a type that numpy lacks."""
+    for kind, values in {"Input": model.graph.inputs, "Output": model.graph.outputs}.items():
+        for value in values:
+            if value.dtype is not None and value.dtype.numpy().isbuiltin != 1:
+                raise InputError(
+                    f"{kind} {value.name!r} of {spec.name!r} is {value.dtype.name.lower()}, which numpy arrays cannot "
+                    "hold: take and return float32, and cast inside of forward."
+                )
 
 
 def _keep_paths(model: ir.Model) -> None:
@@ -249,7 +322,7 @@ def _quiet() -> Iterator[None]:
     The CPU flash kernel fixes a transposed stride in its shape function, so that a later reshape is traced as a view
     and cannot be decomposed (T5, BEiT); the math kernel traces to the same op.
     """
-    loggers = [logging.getLogger("torch.onnx"), logging.getLogger("torch.export")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -267,4 +340,4 @@ def _first_lines(error: Exception, count: int = 3) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {' '.join(lines[:count])}"
+    return f"{type(cause).__name__}: {' '.join(lines[:count])}".replace(f" {_DIM}", " ")

@@ -12,6 +12,10 @@ from ..errors import BuildError, GraphwrightError
 from .sites import SiteLog
 
 
+class MisfitError(GraphwrightError):
+    """The first edge of a site that did not fit; a lift rule logs it and goes on."""
+
+
 class GraphPass(ir.passes.InPlacePass):
     """A pass that may write to the site log. Subclasses fill in `call(model) -> ir.passes.PassResult`."""
 

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,19 @@ from .base import BuildRequest, BuildResult
 _ERRORS = {kind.__name__: kind for kind in GraphwrightError.__subclasses__()}
 
 
-def build_in_child(runtime: str, request: BuildRequest) -> BuildResult:
-    """`RUNTIMES[runtime].build(request)` in a process of its own.
+# -P: nothing in the user's working folder may stand in for a module
+COMMAND = (sys.executable, "-P", "-m", "graphwright.runtimes.child")
+
+
+def build_in_child(runtime: str, request: BuildRequest, command: Sequence[str] = COMMAND) -> BuildResult:
+    """`RUNTIMES[runtime].build(request)` in a process of its own; `command` ends in `main` below.
 
     Raises what the build raised; BuildError where the process died, ResourceError where it was killed (most often for
     its memory).
     """
     question = {"runtime": runtime, **asdict(request), "graph": str(request.graph)}
     done = subprocess.run(
-        [sys.executable, "-m", "graphwright.runtimes.child"],
-        input=json.dumps(question),
-        capture_output=True,
-        text=True,
-        check=False,
+        list(command), input=json.dumps(question), capture_output=True, text=True, errors="replace", check=False
     )
     if done.returncode == -signal.SIGKILL:
         raise ResourceError(
@@ -45,7 +46,8 @@ def build_in_child(runtime: str, request: BuildRequest) -> BuildResult:
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
         last = " ".join(done.stderr.split()[-60:])
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+        named = {-number: number.name for number in signal.Signals}
+        how = named.get(done.returncode, f"exit code {done.returncode}")
         raise BuildError(f"The {runtime} builder died ({how}). Its last words: {last or 'none'}")
     answer: dict[str, Any] = json.loads(lines[-1])
     if "error" in answer:

@@ -17,11 +17,10 @@ class OnnxReferenceSession(Session):
 
     provider = "onnx.reference"
 
-    def __init__(self, model: bytes) -> None:
-        proto = onnx.load_model_from_string(model)
-        self._evaluator = ReferenceEvaluator(proto)
-        self.inputs = tuple(_info(value) for value in proto.graph.input)
-        self.outputs = tuple(_info(value) for value in proto.graph.output)
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._evaluator = ReferenceEvaluator(model)
+        self.inputs = tuple(_info(value) for value in model.graph.input)
+        self.outputs = tuple(_info(value) for value in model.graph.output)
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [info.name for info in self.outputs]

@@ -55,7 +55,7 @@ def session_options(provider: str, threads: int | None = None) -> Any:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or cores()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is in the exception; its log line would stand twice
     if provider != PROVIDER:
         # a provider that cannot take a node must say so; the default hands it to the CPU without a word
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from .base import Session, TensorInfo
 
 
 def to_tensor(value: Any) -> torch.Tensor:
-    """A torch tensor of `value` (tensor or array)."""
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+    """A torch tensor of `value` (tensor or array). An array that torch cannot share (read-only, strided) is copied."""
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.from_numpy(np.require(value, requirements=["C", "W"]))
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -39,14 +42,22 @@ def nest(example: Any, tensors: Mapping[str, Any], name: str = "") -> Any:
 
 def name_outputs(result: Any) -> dict[str, Any]:
     """Outputs by name: the keys of a dict or dataclass, else output_0, output_1, ...; nested dotted; None left out."""
-    if isinstance(result, (torch.Tensor, list, tuple)) and not hasattr(result, "_fields"):
-        items = [result] if isinstance(result, torch.Tensor) else list(result)
-        named: dict[str, Any] = {f"output_{index}": item for index, item in enumerate(items)}
-    elif isinstance(result, Mapping):
-        named = dict(result)
-    else:
-        named = {key: getattr(result, key) for key in getattr(result, "_fields", vars(result))}
-    return {name: leaf for name, leaf in flatten(named, "") if leaf is not None}
+    plain = _plain(result)
+    if not isinstance(plain, Mapping):
+        items = plain if isinstance(plain, list) else [plain]
+        plain = {f"output_{index}": item for index, item in enumerate(items)}
+    return {name: leaf for name, leaf in flatten(plain, "") if leaf is not None}
+
+
+def _plain(result: Any) -> Any:
+    """Dataclasses and named tuples, at any depth, as dicts of their fields; other tuples as lists."""
+    if isinstance(result, Mapping):
+        return {key: _plain(item) for key, item in result.items()}
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return {field.name: _plain(getattr(result, field.name)) for field in dataclasses.fields(result)}
+    if isinstance(result, tuple) and hasattr(result, "_asdict"):
+        return _plain(result._asdict())
+    return [_plain(item) for item in result] if isinstance(result, (list, tuple)) else result
 
 
 @contextlib.contextmanager
@@ -89,7 +100,14 @@ class TorchSession(Session):
             except Exception as error:
                 sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
                 raise InputError(f"{type(module).__name__} itself raised on {sizes}: {error}") from error
-        return {name: to_array(value) for name, value in name_outputs(result).items()}
+        outputs = name_outputs(result)
+        for name, value in outputs.items():
+            if not isinstance(value, torch.Tensor | int):  # an int is a size, which the graph gives as a tensor
+                raise InputError(
+                    f"{type(module).__name__}.forward returns a {type(value).__name__} as {name!r}: return tensors, "
+                    "in a tuple, dict or dataclass if they are several."
+                )
+        return {name: to_array(value) for name, value in outputs.items()}
 
     def _close(self) -> None:
         pass

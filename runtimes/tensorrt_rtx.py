@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from ..errors import BuildError
 from .base import BuildRequest, Options
 from .tensorrt import TensorRt
 
@@ -23,8 +25,13 @@ class TensorRtRtx(TensorRt):
     def _config(self, request: BuildRequest, profile: Any) -> Any:
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        digits = [name.removeprefix("sm") for name in request.device.split("+")]
-        return CreateConfigRTX(profiles=[profile], compute_capabilities=[(int(d[:-1]), int(d[-1])) for d in digits])
+        wanted = [re.fullmatch(r"sm(\d+)(\d)", name) for name in request.device.split("+")]
+        pairs = [(int(found[1]), int(found[2])) for found in wanted if found]
+        if len(pairs) < len(wanted):
+            raise BuildError(
+                f"{self.name} builds for compute capabilities, as in sm89 or sm75+sm89, but came {request.device!r}."
+            )
+        return CreateConfigRTX(profiles=[profile], compute_capabilities=pairs)
 
     def _device(self, request: BuildRequest) -> Options:
         return {"compute_capabilities": request.device.split("+"), "built_without_device": True}

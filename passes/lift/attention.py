@@ -4,12 +4,14 @@ From each Softmax the dataflow is walked both ways:
 
     softmax(scale * Q Kt + mask) V   ->   Attention(Q, K, V, mask; scale)
 
-Legal cases: 1. softmax over the last axis of rank-4 scores; 2. scores = Q Kt, scaled by constants of one element at Q,
-at K, at the scores or at several of these; 3. then masks, added or by Where(allowed, scores, low); 4. between softmax
-and the product with V only a NaN guard, Identity, Dropout at inference, or a cast to the same type; 5. no value inside
-is read outside of it. A ready-made `Attention` is normalised: its scale explicit, its mask's last two dims the query
-and key length. An additive mask that is Where(allowed, 0, low) becomes the boolean mask `allowed`: for every row with
-an allowed key both are the same (rows without one are undefined, see docs/design.md).
+Legal cases: 1. softmax over the last axis of rank-4 scores of rank-4 Q, K, V, none of which the product broadcasts
+(K and V may have one head for all of Q's); 2. scores = Q Kt, scaled by constants of one element at Q, at K, at the
+scores or at several of these; 3. then masks that do not broadcast the scores, added, or by Where(allowed, scores, low)
+or Where(forbidden, low, scores); 4. between softmax and the product with V only a NaN guard, Identity, Dropout at
+inference, or a cast to the same type; 5. no value inside is read outside of it. A ready-made `Attention` is normalised:
+its scale explicit, its mask's last two dims the query and key length. An additive mask that is Where(allowed, 0, low)
+becomes the boolean mask `allowed`: for every row with an allowed key both are the same (rows without one are undefined,
+see docs/design.md).
 
 Source of the semantics: ONNX operator specification, Attention-23.
 """
@@ -19,17 +21,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from ...errors import GraphwrightError
-from ..base import GraphPass
+from ..base import GraphPass, MisfitError
 from ..sites import inherit
-from .masks import LOW, expand, simplify
+from .masks import LOW, expand, negate, simplify
 from .values import (
+    add_constant,
     consumers,
     dim,
     insert,
+    once,
     only_consumer,
     producer,
     rank,
@@ -38,8 +42,12 @@ from .values import (
 )
 
 
-class MisfitError(GraphwrightError):
-    """The first edge that did not fit."""
+@dataclass(frozen=True)
+class Mask:
+    """An added mask, or the condition of a Where: the keys that are allowed, or those that it `forbids`."""
+
+    value: ir.Value
+    forbids: bool = False
 
 
 @dataclass
@@ -48,12 +56,11 @@ class Pattern:
 
     softmax: ir.Node
     query: ir.Value
-    key: ir.Value  # [batch, heads, length, size], or transposed if `transposed`
-    transposed: bool
+    key: ir.Value  # Kt: [batch, heads, size, length]
     value: ir.Value
     scale: float
     end: ir.Node  # the product with V
-    masks: list[ir.Value] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
     spelling: list[str] = field(default_factory=list)
 
 
@@ -62,46 +69,43 @@ class LiftAttention(GraphPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
-        for node in list(model.graph):
+        for node in list(model.graph.all_nodes()):
             if node.domain == "" and node.op_type == "Attention":
                 modified |= self._normalise(node)
             elif node.domain == "" and node.op_type == "Softmax":
-                modified |= self._lift(model.graph, node)
+                modified |= self._lift(node)
         return ir.passes.PassResult(model, modified)
 
-    def _lift(self, graph: ir.Graph, softmax: ir.Node) -> bool:
+    def _lift(self, softmax: ir.Node) -> bool:
         try:
             pattern = _read(softmax)
         except MisfitError as misfit:
             if _is_site(softmax):
                 self.log.missed("attention", softmax, "softmax", str(misfit))
             return False
-        key = insert(pattern.end, "Transpose", [pattern.key], perm=[0, 1, 3, 2]) if pattern.transposed else pattern.key
+        key, scale = _untranspose(pattern.key, pattern.end)
         mask = _mask(pattern, key)
         attention = inherit(ir.node("Attention", [pattern.query, key, pattern.value, mask]), softmax)
-        attention.attributes["scale"] = ir.AttrFloat32("scale", pattern.scale)
-        old = pattern.end.outputs[0]
-        attention.outputs[0].shape, attention.outputs[0].type = old.shape, old.type
-        ir.convenience.replace_nodes_and_values(
-            graph, pattern.end, [pattern.end], [attention], [old], attention.outputs
-        )
+        attention.attributes["scale"] = ir.AttrFloat32("scale", pattern.scale * scale)
+        end = pattern.end
+        assert end.graph is not None
+        ir.convenience.replace_nodes_and_values(end.graph, end, [end], [attention], end.outputs, attention.outputs)
         self.log.lifted("attention", attention, ", ".join(pattern.spelling))
         return True
 
     def _normalise(self, node: ir.Node) -> bool:
         """The exporter's own Attention: explicit scale, full mask."""
-        query, key = node.inputs[0], node.inputs[1]
+        query, key, _, mask, past, *_ = [*node.inputs, None, None]
         modified = False
-        if "scale" not in node.attributes and rank(query) == 4 and isinstance(dim(query, -1), int):
-            size = dim(query, -1)
-            assert isinstance(size, int)
-            node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(size))
+        # of inputs [batch, length, heads * size] the attribute tells the heads
+        heads = 1 if rank(query) == 4 else node.attributes.get_int("q_num_heads", 0)
+        width = dim(query, -1)
+        if "scale" not in node.attributes and heads and isinstance(width, int):
+            node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(width // heads))
             modified = True
-        mask = node.inputs[3] if len(node.inputs) > 3 else None
-        if mask is not None and rank(query) == 4:
-            assert query is not None
-            assert key is not None
-            full = expand(simplify(mask), node, query, key)
+        if mask is not None and query is not None and key is not None and None not in (rank(query), rank(key)):
+            read = len(node.outputs) > 3  # the fourth output may be the scores as they are behind the mask
+            full = expand(mask if read else simplify(mask), node, query, key, past is not None)
             modified |= full is not mask
             node.replace_input_with(3, full)
         self.log.lifted("attention", node, "Attention")
@@ -118,21 +122,43 @@ def _read(softmax: ir.Node) -> Pattern:
     read = _read_scores(scores)
     query, query_scale = _unscale(read.product.inputs[0])
     key, key_scale = _unscale(read.product.inputs[1])
-    spelling = read.spelling
-    key, transposed = _untranspose(key)
-    if query_scale != 1 or key_scale != 1:
-        spelling.append("scaled Q, K")
+    _check_dims(query, key, value, [mask.value for mask in read.masks])
     return Pattern(
         softmax=softmax,
         query=query,
         key=key,
-        transposed=transposed,
         value=value,
         scale=read.scale * query_scale * key_scale,
         end=end,
         masks=read.masks,
-        spelling=["softmax(QK)V", *spelling, *guard],
+        spelling=[
+            "softmax(QK)V",
+            *read.spelling,
+            *["scaled Q, K"] * (query_scale != 1 or key_scale != 1),
+            *guard,
+        ],
     )
+
+
+def _check_dims(query: ir.Value, key: ir.Value, value: ir.Value, masks: list[ir.Value]) -> None:
+    """MatMul, Add and Where broadcast; `Attention` does not, but for one K and V head for all heads of Q."""
+    ranks = [rank(operand) for operand in (query, key, value)]
+    if ranks != [4, 4, 4]:
+        raise MisfitError(f"Q, K and V have ranks {ranks}, not 4")
+    for axis, name in ((0, "batch"), (1, "head")):
+        q, k, v = (dim(operand, axis) for operand in (query, key, value))
+        if _broadcasts(k, v) or _broadcasts(v, k) or _broadcasts(q, k) or (axis == 0 and _broadcasts(k, q)):
+            raise MisfitError(f"the {name} dims of Q, K and V are {q}, {k} and {v}: one is broadcast")
+    sizes = [dim(query, 0), dim(query, 1), dim(query, 2), dim(key, 3)]
+    for mask in masks:
+        wide = [axis for axis in range(-4, 0) if _broadcasts(sizes[axis], dim(mask, axis))]
+        if wide or (rank(mask) or 0) > 4:
+            raise MisfitError(f"a mask of shape {mask.shape} broadcasts the scores {sizes}")
+
+
+def _broadcasts(size: int | str | None, other: int | str | None) -> bool:
+    """Whether an axis of `size` is known to be repeated to meet `other`."""
+    return size == 1 and other is not None and other != 1
 
 
 def _weights_to_output(softmax: ir.Node) -> tuple[ir.Node, ir.Value, list[str]]:
@@ -149,9 +175,21 @@ def _weights_to_output(softmax: ir.Node) -> tuple[ir.Node, ir.Value, list[str]]:
             raise MisfitError("the attention weights are read more than once, or are an output of the graph")
         if node.op_type == "MatMul" and node.inputs[0] is weights and node.inputs[1] is not None:
             return node, node.inputs[1], passed
-        if node.op_type not in ("Identity", "Dropout", "Cast") or node.outputs[0].dtype != weights.dtype:
+        if not _passes_on(node, weights):
             raise MisfitError(f"{node.op_type} stands between softmax and the product with V")
         weights = node.outputs[0]
+
+
+def _passes_on(node: ir.Node, weights: ir.Value) -> bool:
+    """Whether `node` gives `weights` as they are."""
+    if node.op_type == "Dropout":
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        return training is None or scalar(training) == 0
+    return node.op_type in ("Identity", "Cast") and _same_type(node.outputs[0], weights)
+
+
+def _same_type(one: ir.Value | None, other: ir.Value) -> bool:
+    return one is not None and one.dtype is not None and one.dtype == other.dtype
 
 
 def _past_nan_guard(weights: ir.Value) -> ir.Value | None:
@@ -173,7 +211,7 @@ class Scores:
 
     product: ir.Node
     scale: float = 1.0
-    masks: list[ir.Value] = field(default_factory=list)
+    masks: list[Mask] = field(default_factory=list)
     spelling: list[str] = field(default_factory=list)
 
 
@@ -193,13 +231,22 @@ def _read_scores(scores: ir.Value | None) -> Scores:
         if inner.masks:
             raise MisfitError("the scores are scaled after the mask was applied")
         return Scores(inner.product, inner.scale * step[1], [], [*inner.spelling, "scaled scores"])
-    if node.op_type in ("Identity", "Cast") and node.inputs[0] is not None and node.inputs[0].dtype == scores.dtype:
+    if node.op_type in ("Identity", "Cast") and _same_type(node.inputs[0], scores):
         return _read_scores(node.inputs[0])
-    if node.op_type == "Where" and (low := scalar(node.inputs[2])) is not None and low <= LOW:
-        inner = _read_scores(node.inputs[1])
-        assert node.inputs[0] is not None
-        return Scores(inner.product, inner.scale, [*inner.masks, node.inputs[0]], [*inner.spelling, "Where mask"])
+    if node.op_type == "Where" and (chosen := _masked(node)) is not None:
+        inner = _read_scores(chosen[0])
+        return Scores(inner.product, inner.scale, [*inner.masks, chosen[1]], [*inner.spelling, "Where mask"])
     raise MisfitError(f"{node.op_type} stands between the product of Q and K and softmax")
+
+
+def _masked(node: ir.Node) -> tuple[ir.Value | None, Mask] | None:
+    """The scores and the mask of Where(allowed, scores, low) or Where(forbidden, low, scores)."""
+    condition, then, other = node.inputs
+    assert condition is not None
+    for scores, low, forbids in ((then, scalar(other), False), (other, scalar(then), True)):
+        if low is not None and low <= LOW:
+            return scores, Mask(condition, forbids)
+    return None
 
 
 def _read_sum(node: ir.Node) -> Scores:
@@ -217,7 +264,7 @@ def _read_sum(node: ir.Node) -> Scores:
     if len(found) == 2:
         raise MisfitError("both sides of the Add are products: it is not clear which is the mask")
     inner, mask = found[0]
-    return Scores(inner.product, inner.scale, [*inner.masks, mask], [*inner.spelling, "added mask"])
+    return Scores(inner.product, inner.scale, [*inner.masks, Mask(mask)], [*inner.spelling, "added mask"])
 
 
 def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -236,26 +283,36 @@ def _unscale(value: ir.Value | None) -> tuple[ir.Value, float]:
     assert value is not None
     scale = 1.0
     while (node := producer(value, "Mul", "Div")) is not None and (step := _scaled(node)) is not None:
+        if rank(step[0]) != rank(value):
+            break
         value, factor = step
         scale *= factor
     return value, scale
 
 
-def _untranspose(key: ir.Value) -> tuple[ir.Value, bool]:
-    """K from Kt, and whether it is still transposed."""
+def _untranspose(key: ir.Value, end: ir.Node) -> tuple[ir.Value, float]:
+    """K from Kt, without the constants that it was multiplied by before it was transposed, and their product."""
     node = producer(key, "Transpose", "Reshape")
-    if node is None or node.inputs[0] is None:
-        return key, True
-    if node.op_type == "Transpose":
-        if node.attributes.get_ints("perm") == (0, 1, 3, 2):
-            return node.inputs[0], False
-        return _swapped(node), False
-    flat = producer(node.inputs[0], "Transpose")
-    if flat is None or flat.attributes.get_ints("perm") != (0, 2, 1):
-        return key, True
-    merged = producer(flat.inputs[0], "Reshape")
-    inner = merged.inputs[0] if merged is not None else None
-    return (inner, False) if inner is not None and _only_swaps(inner, flat.inputs[0], key) else (key, True)
+    if node is not None and node.op_type == "Transpose":
+        source, scale = _unscale(node.inputs[0])
+        perm = list(node.attributes.get_ints("perm") or [3, 2, 1, 0])
+        perm[-1], perm[-2] = perm[-2], perm[-1]
+        return source if perm == [0, 1, 2, 3] else _transpose(node, source, perm, key), scale
+    flat = producer(node.inputs[0], "Transpose") if node is not None else None
+    if flat is not None and flat.attributes.get_ints("perm") == (0, 2, 1):
+        merged = producer(flat.inputs[0], "Reshape")
+        inner = merged.inputs[0] if merged is not None else None
+        if inner is not None and _only_swaps(inner, flat.inputs[0], key):
+            return _unscale(inner)
+    return _transpose(end, key, [0, 1, 3, 2], key), 1.0
+
+
+def _transpose(before: ir.Node, source: ir.Value, perm: list[int], key: ir.Value) -> ir.Value:
+    """K, of the shape of Kt with its last two axes swapped."""
+    made = insert(before, "Transpose", [source], perm=perm)
+    made.type = key.type
+    made.shape = None if key.shape is None else ir.Shape([key.shape[axis] for axis in (0, 1, 3, 2)])
+    return made
 
 
 def _only_swaps(inner: ir.Value, flat: ir.Value | None, key: ir.Value) -> bool:
@@ -272,45 +329,32 @@ def _only_swaps(inner: ir.Value, flat: ir.Value | None, key: ir.Value) -> bool:
     )
 
 
-def _swapped(node: ir.Node) -> ir.Value:
-    """The transpose that gives K where `node` gives Kt: the same one with its last two axes swapped."""
-    perm = list(node.attributes.get_ints("perm") or [3, 2, 1, 0])
-    perm[-1], perm[-2] = perm[-2], perm[-1]
-    new = inherit(ir.node("Transpose", [node.inputs[0]], {"perm": perm}), node)
-    old = node.outputs[0]
-    if old.shape is not None:
-        new.outputs[0].shape = ir.Shape([old.shape[i] for i in (0, 1, 3, 2)])
-    new.outputs[0].type = old.type
-    assert node.graph is not None
-    node.graph.insert_after(node, new)
-    return new.outputs[0]
-
-
 def _mask(pattern: Pattern, key: ir.Value) -> ir.Value | None:
     """One mask of all that were found; its last two dims are query and key length."""
-    masks = [simplify(mask) for mask in pattern.masks]
+    end = pattern.end
+    masks = [negate(end, mask.value) if mask.forbids else simplify(mask.value) for mask in pattern.masks]
     if not masks:
         return None
-    booleans = [mask for mask in masks if mask.dtype == ir.DataType.BOOL]
-    floats = [mask for mask in masks if mask.dtype != ir.DataType.BOOL]
-    total = _fold(pattern.end, "And", booleans)
-    added = _fold(pattern.end, "Add", floats)
-    if total is None or added is None:
-        return expand(total or added or masks[0], pattern.end, pattern.query, key)
-    dtype = added.dtype or ir.DataType.FLOAT
-    low = insert(pattern.end, "Constant", [], value=ir.tensor(np.array(np.finfo(np.float32).min, dtype=dtype.numpy())))
-    both = insert(pattern.end, "Where", [total, added, low])
-    both.dtype = dtype
-    return expand(both, pattern.end, pattern.query, key)
+    allowed = _fold(end, "And", [mask for mask in masks if mask.dtype == ir.DataType.BOOL])
+    added = _fold(end, "Add", [mask for mask in masks if mask.dtype != ir.DataType.BOOL])
+    total = added if allowed is None else allowed
+    if allowed is not None and added is not None:
+        dtype = (added.dtype or ir.DataType.FLOAT).numpy()
+        assert end.graph is not None
+        lowest = ml_dtypes.finfo(dtype).min  # type: ignore[no-untyped-call]
+        low = add_constant(end.graph, f"lowest.{dtype}", np.array(lowest, dtype))
+        total = once(end, "Where", [allowed, added, low])
+        total.type = added.type
+    assert total is not None
+    return expand(total, end, pattern.query, key)
 
 
 def _fold(site: ir.Node, op_type: str, masks: list[ir.Value]) -> ir.Value | None:
     """All masks joined by And (boolean) or Add (additive)."""
     total = masks[0] if masks else None
     for mask in masks[1:]:
-        dtype = mask.dtype
-        total = insert(site, op_type, [total, mask])
-        total.type = None if dtype is None else ir.TensorType(dtype)
+        assert total is not None
+        total = once(site, op_type, [total, mask])
     return total
 
 

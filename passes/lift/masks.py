@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .values import dim, insert, producer, scalar
+from .values import dim, insert, once, producer, rank, scalar
 
 LOW = -1e4  # a score plus this or less has no weight: exp(-1e4) is 0 in every float type
 EXPANDED = "graphwright.mask"  # metadata of an Expand that gave a mask its (query, key) lengths
@@ -16,52 +16,49 @@ def simplify(mask: ir.Value) -> ir.Value:
     if node is None or node.inputs[0] is None:
         return mask
     if node.op_type != "Where":
-        same_kind = node.inputs[0].dtype == mask.dtype
+        same_kind = node.inputs[0].dtype == mask.dtype is not None
         return simplify(node.inputs[0]) if same_kind else mask
     then, other = scalar(node.inputs[1]), scalar(node.inputs[2])
     if then == 0 and other is not None and other <= LOW:
         return node.inputs[0]
     if other == 0 and then is not None and then <= LOW:
-        return _once("Not", node.inputs[0], node)
+        return negate(node, node.inputs[0])
     return mask
 
 
-def expand(mask: ir.Value, site: ir.Node, query: ir.Value, key: ir.Value) -> ir.Value:
+def negate(before: ir.Node, mask: ir.Value) -> ir.Value:
+    """Not(mask), made in front of `before` if the graph has none yet; of Not(x) it is x."""
+    node = producer(mask, "Not")
+    if node is not None and node.inputs[0] is not None:
+        return node.inputs[0]
+    return once(before, "Not", [mask])
+
+
+def expand(mask: ir.Value, site: ir.Node, query: ir.Value, key: ir.Value, past: bool = False) -> ir.Value:
     """`mask` with last two dims (query length, key length), as every runtime takes it; shared by all sites of one mask.
 
     ONNX lets a mask broadcast over the queries; ONNX Runtime's kernels do not. Batch and heads stay as they are.
+    With `past` keys the key length is not the length of `key`: the mask's own stays.
     """
-    lengths = dim(query, 2), dim(key, 2)
-    shape = mask.shape
-    if shape is not None and len(shape) == 4 and None not in lengths and (dim(mask, 2), dim(mask, 3)) == lengths:
+    lengths = dim(query, -2), dim(mask, -1) if past else dim(key, -2)
+    if rank(mask) == 4 and None not in lengths and (dim(mask, 2), dim(mask, 3)) == lengths:
+        return mask
+    maker = producer(mask, "Expand")
+    if maker is not None and EXPANDED in maker.metadata_props:
         return mask
     for node in mask.consumers():
-        if (
-            node.op_type == "Expand"
-            and node.metadata_props.get("graphwright.mask") == f"{lengths}"
-            and None not in lengths
-        ):
+        same = node.metadata_props.get(EXPANDED) == str(lengths) and node.graph is site.graph
+        if node.op_type == "Expand" and same and None not in lengths:
             return node.outputs[0]
-    # the Expand stands right behind the mask, so that later sites can share it
-    sizes = [insert(site, "Shape", [query], start=2, end=3), insert(site, "Shape", [key], start=2, end=3)]
-    ones = insert(site, "Constant", [], value=ir.tensor([1, 1], dtype=ir.DataType.INT64))
-    full = insert(site, "Expand", [mask, insert(site, "Concat", [ones, *sizes], axis=0)])
+    one = insert(site, "Constant", [], value=ir.tensor([1], dtype=ir.DataType.INT64))
+    keys = one if past else insert(site, "Shape", [key], start=-2, end=-1)
+    queries = insert(site, "Shape", [query], start=-2, end=-1)
+    full = insert(site, "Expand", [mask, insert(site, "Concat", [one, one, queries, keys], axis=0)])
     maker = full.producer()
     assert maker is not None
     maker.metadata_props[EXPANDED] = str(lengths)
     full.type = mask.type
-    leading = [dim(mask, -4) if shape is not None and len(shape) > 3 else 1, dim(mask, -3)]
-    if shape is not None and len(shape) < 3:
-        leading[1] = 1
+    own = rank(mask)
+    leading = [None if own is None else dim(mask, axis) if own >= -axis else 1 for axis in (-4, -3)]
     full.shape = ir.Shape([*leading, *lengths])
     return full
-
-
-def _once(op_type: str, value: ir.Value, near: ir.Node) -> ir.Value:
-    """`op_type`(value), made once."""
-    for node in value.consumers():
-        if node.op_type == op_type:
-            return node.outputs[0]
-    made = insert(near, op_type, [value])
-    made.type, made.shape = value.type, value.shape
-    return made

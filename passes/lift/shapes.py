@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from .values import constant, dim, producer
+from .values import constant, dim, producer, rank
 
 Dims = list[int | str | None]
 
@@ -13,16 +14,22 @@ class ResolveShapes(ir.passes.InPlacePass):
     """Write on the outputs of Reshape, Expand and Transpose the dims that their shape operand works out to.
 
     Shape inference stops at shape arithmetic (Shape, Slice, Gather, Concat, Unsqueeze, Squeeze, Cast); lift rules need
-    to see through it to know that a chain of reshapes only swaps two axes.
+    to see through it to know that a chain of reshapes only swaps two axes. An Expand to the shape that its input has
+    already is left out: it would stand between ops that belong together.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        modified = False
-        for node in model.graph:
+        modified, idle = False, False
+        for node in list(model.graph.all_nodes()):
             dims = _output_dims(node)
             if dims is not None and node.outputs[0].shape != (shape := ir.Shape(_merge(node.outputs[0], dims))):
                 node.outputs[0].shape = shape
                 modified = True
+            if node.op_type == "Expand" and _is_idle(node):
+                ir.convenience.replace_all_uses_with(node.outputs, node.inputs[:1])  # type: ignore[arg-type]
+                modified = idle = True
+        if idle:
+            RemoveUnusedNodesPass()(model)  # a reader that is left over would count as one
         return ir.passes.PassResult(model, modified)
 
 
@@ -35,6 +42,15 @@ def sizes(value: ir.Value | None) -> Dims | None:
     return _READERS[node.op_type](node) if node is not None and node.op_type in _READERS else None
 
 
+def _is_idle(node: ir.Node) -> bool:
+    """Whether an Expand gives the shape that its input has, name by name."""
+    source, made = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or made.shape is None or made.is_graph_output():
+        return False
+    own = [dim(source, axis) for axis in range(len(source.shape))]
+    return None not in own and own == [dim(made, axis) for axis in range(len(made.shape))]
+
+
 def _output_dims(node: ir.Node) -> Dims | None:
     if node.domain != "":
         return None
@@ -43,7 +59,8 @@ def _output_dims(node: ir.Node) -> Dims | None:
         perm = node.attributes.get_ints("perm", list(range(len(source.shape)))[::-1])
         return [dim(source, axis) for axis in perm or []]
     if node.op_type == "Reshape" and (target := sizes(node.inputs[1])) is not None:
-        copied = [dim(source, axis) if size == 0 else size for axis, size in enumerate(target)]
+        keeps = not node.attributes.get_int("allowzero", 0)
+        copied = [dim(source, axis) if size == 0 and keeps else size for axis, size in enumerate(target)]
         return [None if size == -1 else size for size in copied]
     if node.op_type == "Expand" and (target := sizes(node.inputs[1])) is not None:
         return _broadcast(source, target)
@@ -102,17 +119,27 @@ def _of_gather(node: ir.Node) -> Dims | None:
     return [data[int(i)] for i in index.reshape(-1)]
 
 
+def _of_reshape(node: ir.Node) -> Dims | None:
+    """Of a size to a list of one, or back."""
+    return sizes(node.inputs[0]) if rank(node.outputs[0]) in (0, 1) else None
+
+
 def _of_same(node: ir.Node) -> Dims | None:
     return sizes(node.inputs[0])
 
 
+def _of_cast(node: ir.Node) -> Dims | None:
+    return sizes(node.inputs[0]) if node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32) else None
+
+
 _READERS = {
+    "Reshape": _of_reshape,
     "Shape": _of_shape,
     "Concat": _of_concat,
     "Slice": _of_slice,
     "Gather": _of_gather,
     "Unsqueeze": _of_same,
     "Squeeze": _of_same,
-    "Cast": _of_same,
+    "Cast": _of_cast,
     "Identity": _of_same,
 }

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ..sites import inherit
+
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The value's array if it is a constant of the graph (an initializer or a Constant node)."""
@@ -64,19 +66,46 @@ def dim(value: ir.Value | None, axis: int) -> int | str | None:
     return size if isinstance(size, int) else size.value
 
 
+def broadcast(values: Sequence[ir.Value]) -> ir.Shape | None:
+    """The shape of an elementwise op on `values`; None if the rank of one is unknown."""
+    ranks = [len(value.shape) for value in values if value.shape is not None]
+    if len(ranks) < len(values):
+        return None
+    dims: list[int | str | None] = []
+    for axis in range(-max(ranks), 0):
+        sizes = {dim(value, axis) for value, own in zip(values, ranks, strict=True) if own >= -axis} - {1}
+        dims.append(sizes.pop() if len(sizes) == 1 else None if sizes else 1)
+    return ir.Shape(dims)
+
+
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer holding `array`; one of this name is reused (the name tells the content)."""
-    if name not in graph.initializers:
-        graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
-        value = graph.initializers[name]
-        value.shape = ir.Shape(array.shape)
-        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    return graph.initializers[name]
+    """An initializer holding `array`; one of the same name and content is reused."""
+    taken, number = name, 1
+    while (old := graph.initializers.get(taken)) is not None:
+        known = constant(old)
+        same = known is not None and (known.dtype, known.shape) == (array.dtype, array.shape)
+        if same and known is not None and known.tobytes() == array.tobytes():
+            return old
+        taken, number = f"{name}.{number}", number + 1
+    value = ir.Value(name=taken, const_value=ir.tensor(array, name=taken), shape=ir.Shape(array.shape))
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    graph.register_initializer(value)
+    return value
 
 
 def insert(before: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **attributes: object) -> ir.Value:
-    """A new standard op in front of `before`; its (first) output."""
+    """A new standard op in front of `before`, of the same module path; its (first) output."""
     node = ir.node(op_type, list(inputs), {k: v for k, v in attributes.items() if v is not None})  # type: ignore[misc]
     assert before.graph is not None
-    before.graph.insert_before(before, node)
+    before.graph.insert_before(before, inherit(node, before))
     return node.outputs[0]
+
+
+def once(before: ir.Node, op_type: str, inputs: Sequence[ir.Value]) -> ir.Value:
+    """The elementwise op on `inputs`, of the first one's type; made in front of `before` if the graph has none yet."""
+    for node in inputs[0].consumers():
+        if node.op_type == op_type and list(node.inputs) == list(inputs) and node.graph is before.graph:
+            return node.outputs[0]
+    made = insert(before, op_type, inputs)
+    made.type, made.shape = inputs[0].type, broadcast(inputs)
+    return made

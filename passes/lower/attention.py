@@ -13,7 +13,7 @@ class CheckAttention(GraphPass):
     """One output, no soft-cap, and a mask or the causal flag but not both: what the parser of TensorRT 11 takes."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for node in model.graph:
+        for node in model.graph.all_nodes():
             if node.domain == "" and node.op_type == "Attention" and (reason := _refused(node)):
                 raise BuildError(f"TensorRT's parser does not take the Attention at {path_of(node)}: {reason}.")
         return ir.passes.PassResult(model, False)

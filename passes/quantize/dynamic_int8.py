@@ -3,7 +3,8 @@
     MatMul(x, W) -> Mul(Cast(MatMulInteger(DynamicQuantizeLinear(x), Wq)), x_scale * w_scale)
 
 Legal cases: 1. MatMul whose second input is a constant float32 matrix; 2. Gemm with such a B, transA 0, alpha 1 and
-beta 1, its C added behind; 3. both sides of the matrix at least 16: below that quantizing costs more than it saves.
+beta 1, its C added behind; 3. both sides of the matrix at least 16: below that quantizing costs more than it saves;
+4. all of its numbers finite.
 One DynamicQuantizeLinear serves all products of the same x. ONNX Runtime fuses the form into MatMulIntegerToFloat.
 Activations are uint8 and weights int8, the pair that x86 has fast kernels for.
 
@@ -26,21 +27,21 @@ class DynamicInt8(GraphPass):
     """Products with constant matrices -> int8 products with dynamically quantized activations."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        graph = model.graph
-        quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
         modified = False
-        for node in list(graph):
-            weight = _weight(node)
-            if weight is not None:
-                _replace(graph, node, weight, quantized)
-                modified = True
+        for graph in model.graphs():  # the bodies of If and Loop too
+            quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+            for node in list(graph):
+                weight = _weight(node)
+                if weight is not None:
+                    _replace(graph, node, weight, quantized)
+                    modified = True
         return ir.passes.PassResult(model, modified)
 
 
 def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 [K, N] -> int8 [K, N] and float32 scales [N], symmetric; a column of zeros gets the scale 1."""
-    largest = np.abs(weight).max(axis=0)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    scale = np.abs(weight).max(axis=0) / np.float32(127)
+    scale = np.where(scale > 0, scale, np.float32(1))  # below 127 of float32's smallest numbers the scale is 0 too
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
@@ -60,7 +61,7 @@ def _weight(node: ir.Node) -> np.ndarray | None:
         if not plain or node.attributes.get_int("transA", False):
             return None
         weight = weight.T if _is_transposed(node) else weight
-    return weight if min(weight.shape) >= SMALLEST else None
+    return weight if min(weight.shape) >= SMALLEST and np.isfinite(weight).all() else None
 
 
 def _replace(

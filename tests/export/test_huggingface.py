@@ -260,13 +260,8 @@ def test_random_ids_are_legal_and_the_decoder_starts_with_its_token(specs: dict[
 
 
 def test_one_line_says_what_was_read(specs: dict[str, tuple[ModelSpec, str]]) -> None:
-    assert specs["bert"][1] == (
-        "BertModel from config.json, model.safetensors, tokenizer.json; inputs input_ids int64 [2, 22], "
-        "attention_mask int64 [2, 22], token_type_ids int64 [2, 22]; dynamic batch, sequence 1 to 64"
-    )
-    assert specs["vit"][1] == (
-        "ViTModel from config.json, model.safetensors; inputs pixel_values float32 [2, 3, 24, 24]; dynamic batch"
-    )
+    assert specs["bert"][1] == "BertModel from config.json, model.safetensors, tokenizer.json"
+    assert specs["vit"][1] == "ViTModel from config.json, model.safetensors"
     assert "preprocessor_config.json" in specs["resnet"][1]
 
 
