@@ -65,11 +65,15 @@ def session_options(provider: str, threads: int | None = None) -> Any:
 class OrtSession(Session):
     """A session of ONNX Runtime whose provider was checked to be the one asked for."""
 
-    def __init__(self, model: Path | bytes, providers: Sequence[Any], threads: int | None = None) -> None:
+    def __init__(
+        self, model: Path | bytes, providers: Sequence[Any], threads: int | None = None, optimize: bool = True
+    ) -> None:
         import onnxruntime as ort
 
         wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
         options = session_options(wanted, threads)
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             source = model if isinstance(model, bytes) else str(model)
             self._session = ort.InferenceSession(source, options, providers=list(providers))

@@ -1,0 +1,279 @@
+"""Translation validation: at a rewritten site the old subgraph and its replacement are run on the same random inputs.
+
+Both are still in the graph when they are proved: the region between `leaves` (what both read) and the two results is
+extracted, its dims are bound to a few small sizes, and ONNX Runtime runs it with all its optimizations off. Sites of
+one structure share one proof: twelve equal layers cost one. Half precisions are proved in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import GraphwrightError
+from ..runtimes.ort_cpu import PROVIDER, OrtSession
+
+# One batch and length 1; several, all different, so that no two axes can be confused; odd lengths.
+SIZES = ((2, 5, 3, 7, 4, 6), (1, 1, 1, 1, 1, 1), (3, 4, 9, 2, 8, 5))
+# float32 sums of a few dozen terms in another order differ by about 1e-6 of the largest result; a wrong scale, mask or
+# axis by more than 1e-2
+TOLERANCE = 2e-5
+LARGEST = 400  # nodes in a region; a site is a few dozen
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """`equal`, or not, with the reason in words; `worst` is the largest difference, of results of size `scale`."""
+
+    equal: bool
+    reason: str = ""
+    worst: float = 0.0
+    scale: float = 1.0
+    shapes: int = 0
+
+
+@dataclass
+class Prover:
+    """Proofs of one lift, shared by equal sites."""
+
+    proofs: dict[str, Proof] = field(default_factory=dict)
+    asked: int = 0
+    seconds: float = 0.0
+
+    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value]) -> Proof:
+        """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite."""
+        start = time.perf_counter()
+        self.asked += 1
+        try:
+            region = Region(old, new, list(dict.fromkeys(leaves)))
+            digest = region.digest()
+            if digest not in self.proofs:
+                self.proofs[digest] = _run(region)
+            return self.proofs[digest]
+        except UnprovableError as error:
+            return Proof(equal=False, reason=f"could not be proved: {error}")
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+class UnprovableError(GraphwrightError):
+    """A region that cannot be run by itself."""
+
+
+class Region:
+    """The nodes between leaves and results, in order, and everything that flows in."""
+
+    def __init__(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value]) -> None:
+        self.results = (old, new)
+        self.leaves = dict.fromkeys(leaves)
+        self.constants: dict[ir.Value, None] = {}
+        self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
+        found: dict[ir.Node, None] = {}
+        for value in self.results:
+            self._collect(value, found)
+        self.nodes = list(found)
+
+    def _collect(self, value: ir.Value, found: dict[ir.Node, None]) -> None:
+        """Producers of `value` down to the leaves, each after its own producers."""
+        node = value.producer()
+        if value in self.leaves or (node is not None and node in found):
+            return
+        if value.const_value is not None and node is None:
+            self.constants[value] = None
+            return
+        is_data = value.dtype in (*_FLOATS, *_HALVES, ir.DataType.BOOL)
+        if node is None or (is_data and not self._reaches_leaf(value, set())):
+            # an input of the graph, or data that the site only reads: any values will do, the same for both
+            self.leaves[value] = None
+            return
+        if node.op_type == "Shape" and node.inputs[0] is not None and not self._reaches_leaf(node.inputs[0], set()):
+            self.leaves[node.inputs[0]] = None
+        if len(found) > LARGEST:
+            raise UnprovableError(f"its region has more than {LARGEST} nodes")
+        for operand in node.inputs:
+            if operand is not None:
+                self._collect(operand, found)
+        found[node] = None
+
+    def _reaches_leaf(self, value: ir.Value, seen: set[ir.Value]) -> bool:
+        """Whether `value` is computed from a leaf."""
+        if value in self._reaches:
+            return self._reaches[value]
+        node = value.producer()
+        if node is None or node.op_type == "Shape" or value in seen:
+            return False
+        seen.add(value)
+        reaches = any(self._reaches_leaf(operand, seen) for operand in node.inputs if operand is not None)
+        self._reaches[value] = reaches
+        return reaches
+
+    def digest(self) -> str:
+        """SHA-256 of the structure: ops, attributes, wiring, constants, and what is known of the leaves."""
+        numbers = {value: index for index, value in enumerate((*self.leaves, *self.constants))}
+        total = hashlib.sha256()
+        for leaf in self.leaves:
+            total.update(f"{leaf.dtype} {[str(dim) for dim in _dims(leaf)]}".encode())
+        for value in self.constants:
+            assert value.const_value is not None
+            array = value.const_value.numpy()
+            total.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        for node in self.nodes:
+            wiring = [numbers.get(operand) if operand is not None else None for operand in node.inputs]
+            attributes = sorted((name, _text(attribute)) for name, attribute in node.attributes.items())
+            total.update(f"{node.domain}.{node.op_type} {wiring} {attributes}".encode())
+            for value in node.outputs:
+                numbers[value] = len(numbers)
+        total.update(repr([numbers[value] for value in self.results]).encode())
+        return total.hexdigest()
+
+    def model(self) -> bytes:
+        """The region by itself: leaves in, the two results out."""
+        values: dict[ir.Value, ir.Value] = {}
+        for index, leaf in enumerate(self.leaves):
+            values[leaf] = ir.Value(
+                name=f"leaf{index}", type=_proved_type(leaf), shape=ir.Shape([None] * len(_dims(leaf)))
+            )
+        for index, constant in enumerate(self.constants):
+            values[constant] = ir.Value(name=f"constant{index}", const_value=_proved_constant(constant))
+        nodes = [_copy(node, values, index) for index, node in enumerate(self.nodes)]
+        outputs = []
+        for value, name in zip(self.results, ("old", "new"), strict=True):
+            node = ir.node("Identity", [values[value]])
+            node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+            nodes.append(node)
+            outputs.append(node.outputs[0])
+        graph = ir.Graph(
+            [values[leaf] for leaf in self.leaves],
+            outputs,
+            nodes=nodes,
+            initializers=[values[constant] for constant in self.constants],
+            opset_imports={"": 23},
+            name="region",
+        )
+        data: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+        return data
+
+
+def _copy(node: ir.Node, values: dict[ir.Value, ir.Value], index: int) -> ir.Node:
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    ):
+        raise UnprovableError(f"{node.op_type} has a body")
+    attributes = [_proved_attribute(attribute) for attribute in node.attributes.values()]
+    copied = ir.Node(
+        node.domain,
+        node.op_type,
+        [None if operand is None else values[operand] for operand in node.inputs],
+        attributes,
+        num_outputs=len(node.outputs),
+        name=f"node{index}",
+    )
+    for number, (value, output) in enumerate(zip(node.outputs, copied.outputs, strict=True)):
+        output.name = f"value{index}_{number}"
+        values[value] = output
+    return copied
+
+
+def _proved_attribute(attribute: ir.Attr) -> ir.Attr:
+    """Casts to a half type become casts to float32."""
+    if attribute.name == "to" and attribute.as_int() in [int(half) for half in _HALVES]:
+        return ir.AttrInt64("to", int(ir.DataType.FLOAT))
+    if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in _HALVES:
+        return ir.AttrTensor(attribute.name, ir.tensor(attribute.as_tensor().numpy().astype(np.float32)))
+    return attribute
+
+
+def _proved_type(value: ir.Value) -> ir.TensorType:
+    if value.dtype is None:
+        raise UnprovableError(f"the type of {value.name!r} is not known")
+    return ir.TensorType(ir.DataType.FLOAT if value.dtype in _HALVES else value.dtype)
+
+
+def _proved_constant(value: ir.Value) -> ir.TensorProtocol:
+    assert value.const_value is not None
+    if value.const_value.dtype in _HALVES:
+        return ir.tensor(value.const_value.numpy().astype(np.float32))
+    return value.const_value
+
+
+def _dims(value: ir.Value) -> list[int | ir.SymbolicDim]:
+    if value.shape is None or any(not isinstance(dim, int) and dim.value is None for dim in value.shape):
+        raise UnprovableError(f"the shape of {value.name!r} is not known: {value.shape}")
+    return list(value.shape)
+
+
+def _text(attribute: ir.Attr) -> str:
+    if attribute.type == ir.AttributeType.TENSOR:
+        array = attribute.as_tensor().numpy()
+        return f"{array.dtype}{array.shape}{array.tobytes()!r}"
+    return repr(attribute.value)
+
+
+def _run(region: Region) -> Proof:
+    dims = [dim for leaf in region.leaves for dim in _dims(leaf) if not isinstance(dim, int)]
+    names = sorted({name for dim in dims for name in _names(dim)})
+    worst, scale, shapes = 0.0, 1.0, 0
+    random = np.random.default_rng(0)
+    model = region.model()
+    try:
+        session = OrtSession(model, [PROVIDER], optimize=False)
+    except GraphwrightError as error:
+        raise UnprovableError(str(error)) from error
+    with session:
+        for sizes in SIZES:
+            bound = dict(zip(names, itertools.cycle(sizes)))
+            feeds = {f"leaf{index}": _draw(leaf, bound, random) for index, leaf in enumerate(region.leaves)}
+            try:
+                results = session.run(feeds)
+            except GraphwrightError as error:
+                raise UnprovableError(str(error)) from error
+            old, new = results["old"].astype(np.float64), results["new"].astype(np.float64)
+            if old.shape != new.shape:
+                return Proof(False, f"not equal: shape {list(new.shape)} instead of {list(old.shape)}")
+            scale = max(scale, float(np.max(np.abs(old), initial=0.0)))
+            difference = float(np.max(np.abs(old - new), initial=0.0))
+            worst, shapes = max(worst, difference), shapes + 1
+            if not difference <= TOLERANCE * scale:  # also where it is NaN
+                return Proof(
+                    False, f"not equal: differs by {difference:.3g} (results up to {scale:.3g})", worst, scale, shapes
+                )
+    return Proof(True, "", worst, scale, shapes)
+
+
+def _names(dim: ir.SymbolicDim) -> Iterable[str]:
+    try:
+        return dim.free_symbols()
+    except ValueError as error:
+        raise UnprovableError(f"the dim {dim.value!r} is no expression: {error}") from error
+
+
+def _size(dim: int | ir.SymbolicDim, bound: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    size = dim.evaluate(bound)
+    if not isinstance(size, int):
+        raise UnprovableError(f"the dim {dim.value!r} cannot be worked out")
+    return size
+
+
+def _draw(leaf: ir.Value, bound: Mapping[str, int], random: np.random.Generator) -> np.ndarray:
+    """Random values of a leaf. In a boolean one the first entry of the last axis is True: as a mask it allows a key."""
+    shape = [_size(dim, bound) for dim in _dims(leaf)]
+    dtype = _proved_type(leaf).dtype.numpy()
+    if dtype == np.bool_:
+        drawn = random.random(shape) < 0.6
+        if drawn.ndim:
+            drawn[..., 0] = True
+        return np.asarray(drawn)
+    if np.issubdtype(dtype, np.integer):
+        return np.asarray(random.integers(0, 2, shape)).astype(dtype)
+    return np.asarray(random.standard_normal(shape)).astype(dtype)
