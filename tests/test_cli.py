@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from graphwright.cli import main
+from graphwright.store import hash_file
 
 MODULE = """
 import torch
@@ -261,7 +262,7 @@ def test_a_wrong_artifact_fails_verification(run: Run, tmp_path: Path) -> None:
     assert changed.code == 3
     assert "was changed since it was built" in changed.err
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["targets"][0]["sha256"] = {}  # as if it had been built so
+    manifest["targets"][0]["sha256"]["model.onnx"] = hash_file(folder / "model.onnx")  # as if it had been built so
     (folder / "manifest.json").write_text(json.dumps(manifest))
     failed = run("verify", "made")
     assert failed.code == 1

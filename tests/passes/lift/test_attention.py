@@ -42,7 +42,7 @@ class Graph(NamedTuple):
         constants = ", ".join(part for part in (FLOATS, LISTS, SHAPES, self.constants) if part)
         return ir.from_onnx_text(f"""
             <ir_version: 10, opset_import: ["": 23]>
-            attention ({inputs}) => (float[B, 2, S, 8] y{self.outputs}) <{constants}> {{
+            attention ({inputs}) => (float[B, H, S, 8] y{self.outputs}) <{constants}> {{
                 Q = Transpose<perm = [0, 2, 1, 3]>(q)
                 V = Transpose<perm = [0, 2, 1, 3]>(v)
                 {self.keys}
@@ -92,6 +92,18 @@ SPELLINGS: dict[str, tuple[Graph, str, float, str]] = {
         "scaled scores",
     ),
     "reshape, transpose, reshape": (Graph(PLAIN, keys=RESHAPES), f"{QKV})", 0.5, "scaled scores"),
+    "reshape to other heads": (
+        Graph(
+            PLAIN,
+            keys=RESHAPES.replace("(n, two, eight, t)", "(n, one, wide, t)"),
+            constants="int64[1] wide = {16}",
+            q="float[B, S, 1, 16] q",
+            v="float[B, T, 1, 8] v",
+        ),
+        "Attention(Transpose(q), Transpose(Reshape(Transpose(Reshape(Transpose(k))))), Transpose(v))",
+        0.5,
+        "scaled scores",
+    ),
     "no transpose": (
         Graph(PLAIN, k="float[B, 2, 8, T] k", keys="Kt = Identity(k)"),
         f"{QKV})",

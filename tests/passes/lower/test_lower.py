@@ -126,6 +126,13 @@ def test_an_attention_that_tensorrt_refuses_is_named(body: str) -> None:
     lower(model, parse_job("ort-cpu"))  # ONNX Runtime takes all of them
 
 
+def test_an_attention_in_a_body_is_checked_too() -> None:
+    body = """y = If (flag) <then_branch = t () => (float[B, 2, S, 8] a) { a = Attention <softcap = 30.0> (q, k, v) },
+                             else_branch = e () => (float[B, 2, S, 8] b) { b = Relu(q) }>"""
+    with pytest.raises(BuildError, match="a soft-cap"):
+        lower(make(body, f"{QKV}, bool flag", "float[B, 2, S, 8] y"), parse_job("tensorrt-rtx"))
+
+
 @pytest.mark.parametrize(
     "body",
     [
