@@ -58,8 +58,8 @@ class Prover:
     def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], mask: ir.Value | None = None) -> Proof:
         """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite.
 
-        `mask` [..., queries, keys] is that of an attention: rows of queries that it allows no key are undefined, so they
-        are left out and counted.
+        `mask` [..., queries, keys] is that of an attention: rows of queries that it allows no key are undefined, so
+        they are left out and counted.
         """
         start = time.perf_counter()
         self.asked += 1
@@ -289,7 +289,7 @@ def _run(region: Region) -> Proof:
         raise UnprovableError(str(error)) from error
     with session:
         for sizes in SIZES:
-            bound = dict(zip(names, itertools.cycle(sizes)))
+            bound = _bind(region, dict(zip(names, itertools.cycle(sizes))))
             feeds = {f"leaf{index}": _draw(leaf, bound, random) for index, leaf in enumerate(region.leaves)}
             try:
                 results = session.run(feeds)
@@ -318,6 +318,16 @@ def _run(region: Region) -> Proof:
 def _allows(mask: np.ndarray) -> np.ndarray:
     """[..., queries, keys] -> [..., queries]: whether any key is allowed."""
     return np.asarray((mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1))
+
+
+def _bind(region: Region, bound: dict[str, int]) -> dict[str, int]:
+    """`bound`, enlarged until every dim of a leaf has a size: of a convolution's length little is left."""
+    dims = [dim for leaf in region.leaves for dim in _dims(leaf)]
+    for factor in (1, 16, 256, 4096):
+        larger = {name: size * factor for name, size in bound.items()}
+        if all(_size(dim, larger) > 0 for dim in dims):
+            return larger
+    raise UnprovableError("its dims have no size at any small size of the inputs")
 
 
 def _names(dim: ir.SymbolicDim) -> Iterable[str]:

@@ -112,6 +112,8 @@ def test_data_that_the_site_only_reads_is_cut_off_where_it_comes_in() -> None:
 def test_dims_may_be_expressions() -> None:
     x = value("x", ["n", "2*m + 1"])
     assert Prover().prove(op("Neg", op("Neg", x)), op("Identity", x), [x]).equal
+    short = value("x", ["n", "floor(m/5 - 2)"])  # a convolution's length: none is left of the first sizes
+    assert Prover().prove(op("Neg", op("Neg", short)), op("Identity", short), [short]).equal
 
 
 @pytest.mark.parametrize(
