@@ -231,7 +231,7 @@ def models(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: 
         (e.name, e.kind, e.paper, ", ".join(f"{n} ({c / 1e6:.1f} M)" for n, c in e.configurations.items()))
         for e in ENTRIES.values()
     ]
-    print_result(tables.plain("", ("name", "kind", "paper", "configurations"), cells))
+    print_result(tables.plain(("name", "kind", "paper", "configurations"), cells))
 
 
 @app.command()
@@ -260,7 +260,7 @@ def targets(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa:
         print_json(rows)
         return
     cells = [(str(r["name"]), ", ".join(r["precisions"]), ", ".join(r["devices"]), str(r["here"])) for r in rows]
-    print_result(tables.plain("", ("target", "precisions", "devices", "on this machine"), cells))
+    print_result(tables.plain(("target", "precisions", "devices", "on this machine"), cells))
 
 
 @app.command()
@@ -273,7 +273,7 @@ def doctor(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: 
     if as_json:
         print_json([finding.__dict__ for finding in findings])
     else:
-        print_result(tables.plain("", ("what", "state", "detail"), [(f.name, f.state, f.detail) for f in findings]))
+        print_result(tables.plain(("what", "state", "detail"), [(f.name, f.state, f.detail) for f in findings]))
 
 
 @app.command()

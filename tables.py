@@ -16,11 +16,13 @@ from .spec import Job
 STYLES = {"passed": "green", "built": "green", "ok": "green", "failed": "red", "problem": "red", "lifted": "green"}
 
 
-def plain(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of text; words of a known meaning are coloured."""
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def plain(columns: Sequence[str], rows: Iterable[Sequence[str]], gap: int = 1) -> Table:
+    """A table of text; words of a known meaning are coloured, and nothing is cut off."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell, style=STYLES.get(cell.split(", ")[-1], "")) for cell in row))
     return table
 
 
@@ -33,19 +35,18 @@ def text(table: Table) -> str:
 
 
 def shipment(manifest: Manifest) -> Table:
-    """Latency and parity of every target of a run."""
-    columns = ("target", "status", "parity", "max abs", "min cosine", "median ms", "p90 ms", "x", "MB")
+    """Latency and parity of every target of a run; 80 columns wide."""
     reference, latency = manifest.reference, manifest.reference.latency
-    first = [reference.runtime, "", "reference", NONE, NONE, *_times(latency), NONE]
-    table = plain("", columns, [first, *map(_row, manifest.targets)])
-    for column in table.columns[3:]:
+    first = [reference.runtime, "reference", NONE, NONE, *_times(latency), NONE]
+    columns = ("target", "state", "max abs", "cosine", "ms", "p90", "x", "MB")
+    table = plain(columns, [first, *map(_row, manifest.targets)], gap=0)
+    for column in table.columns[2:]:
         column.justify = "right"
-    for column in table.columns[:1]:
-        column.no_wrap = True
+    legend = "max abs: largest difference; cosine: of the worst row; ms, p90: median and 90th percentile of one call"
     if latency is not None:
         shapes = ", ".join(f"{name} {shape}" for name, shape in latency.inputs.items())
-        table.caption = f"x: how many times faster than {reference.runtime}. Inputs: {shapes}"
-        table.caption_justify = "left"
+        legend += f" on {shapes}; x: times faster than {reference.runtime}"
+    table.caption, table.caption_justify = legend, "left"
     return table
 
 
@@ -53,10 +54,9 @@ def _row(record: TargetRecord) -> list[str]:
     worst, outputs = record.verified.worst, record.verified.outputs
     return [
         str(Job(record.target, record.precision, record.device)),
-        record.status,
-        record.verified.verdict,
+        f"{record.status}, {record.verified.verdict.removesuffix(' here')}",
         f"{max(output.max_abs for output in outputs):.1e}" if worst and outputs else NONE,
-        f"{min(output.cosine for output in outputs):.6f}" if worst and outputs else NONE,
+        f"{min(output.cosine for output in outputs):.5f}" if worst and outputs else NONE,
         *_times(record.latency),
         f"{record.build.bytes / 1e6:.1f}" if record.build else NONE,
     ]
@@ -72,7 +72,7 @@ def _times(latency: Latency | None) -> list[str]:
 def sites(records: Iterable[SiteRecord]) -> Table:
     """Every site: what was found where, and what became of it."""
     rows = [(site.kind, site.path, site.status, site.spelling, site.reason) for site in records]
-    return plain("", ("kind", "module", "status", "spelling", "reason"), rows)
+    return plain(("kind", "module", "status", "spelling", "reason"), rows)
 
 
 def reasons(manifest: Manifest) -> list[str]:

@@ -32,11 +32,8 @@ def load_calibration(text: str) -> Calibration:
         function: Callable[[], Iterable[Feeds]] = getattr(module, name)
         return function
     path = Path(text)
-    files = (
-        sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
-        if path.is_dir()
-        else [path]
-    )
+    inside = path.iterdir() if path.is_dir() else [path]
+    files = sorted(file for file in inside if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise InputError(
             f"{text} is no calibration data: give a folder of .npz or .safetensors files (one sample each), one such "

@@ -50,14 +50,14 @@ def load_source(source: str | Path | ModelSpec | Source) -> Source:
         from .onnx_source import from_onnx
 
         return Source(text, "onnx file", from_onnx(Path(text)), "an ONNX graph, its own reference")
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         from .huggingface import from_folder
 
         spec, found = from_folder(Path(text))
         return Source(text, "hugging face folder", spec, found)
     if head and "/" not in text and all(part.isidentifier() for part in head.split(".")):
         return _from_code(text, "python module", _import_module(head), name)
-    if Path(text).exists():
+    if text and Path(text).exists():
         hint = f" Name the ModelSpec in it, as in {text}:spec." if text.endswith(".py") else ""
         raise UsageError(f"{text} is a file of no known form.{hint} A source is {FORMS}.")
     if "/" in text or Path(text).suffix:

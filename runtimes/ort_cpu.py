@@ -78,7 +78,7 @@ class OrtSession(Session):
             source = model if isinstance(model, bytes) else str(model)
             self._session = ort.InferenceSession(source, options, providers=list(providers))
         except Exception as error:
-            raise BuildError(f"ONNX Runtime ({wanted}) refuses the graph: {error}") from error
+            raise BuildError(f"ONNX Runtime ({wanted}) refuses the graph: {str(error).strip()}") from error
         self.provider = self._session.get_providers()[0]
         if self.provider != wanted:
             raise DeviceError(
@@ -94,7 +94,7 @@ class OrtSession(Session):
             return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
         except Exception as error:
             sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise InputError(f"ONNX Runtime ({self.provider}) failed on {sizes}: {error}") from error
+            raise InputError(f"ONNX Runtime ({self.provider}) failed on {sizes}: {str(error).strip()}") from error
 
     def _close(self) -> None:
         del self._session
@@ -137,7 +137,7 @@ def optimized_ops(graph: Path) -> dict[str, int]:
         try:
             ort.InferenceSession(str(graph), options, providers=[PROVIDER])
         except Exception as error:
-            raise BuildError(f"ONNX Runtime ({PROVIDER}) refuses the graph: {error}") from error
+            raise BuildError(f"ONNX Runtime ({PROVIDER}) refuses the graph: {str(error).strip()}") from error
         optimized = onnx.load_model(options.optimized_model_filepath, load_external_data=False)
     counts = collections.Counter(
         f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in optimized.graph.node

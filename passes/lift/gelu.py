@@ -119,13 +119,14 @@ def _grow(core: ir.Node, source: ir.Value) -> Region:
             if _equal(result, wanted) and rank(node.outputs[0]) == rank(source):
                 return Region(node, steps, form)
         if node.outputs[0].is_graph_output() or len(consumers(node.outputs[0])) != 1:
-            return Region(node, steps, "", fed, f"{node.op_type} is read by several nodes before the Gelu is complete")
+            reason = f"{node.op_type}, before the Gelu is complete, is read by several nodes or is an output"
+            return Region(node, steps, "", fed, reason)
         node = consumers(node.outputs[0])[0]
         if node.domain != "" or node.op_type not in _ELEMENTWISE:
             return Region(node, steps, "", fed, f"the function that ends before {node.op_type} is no Gelu")
         result, steps = _evaluate(node.outputs[0], known), steps + 1
     reason = f"{node.op_type} has an operand that is neither a constant nor the Gelu's input"
-    return Region(node, steps, "", fed, reason)
+    return Region(node, steps - 1, "", fed, reason)
 
 
 def _equal(result: np.ndarray, wanted: np.ndarray) -> bool:

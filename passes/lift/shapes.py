@@ -78,10 +78,11 @@ def _broadcast(source: ir.Value | None, target: Dims) -> Dims | None:
 
 
 def _merge(value: ir.Value, dims: Dims) -> Dims:
-    """What is known already stays."""
+    """A size, else the name that was read off the graph, else the one that is there: inference makes up names."""
     if value.shape is None or len(value.shape) != len(dims):
         return dims
-    return [new if (old := dim(value, axis)) is None else old for axis, new in enumerate(dims)]
+    known = [dim(value, axis) for axis in range(len(dims))]
+    return [old if new is None or isinstance(old, int) else new for old, new in zip(known, dims, strict=True)]
 
 
 def _of_shape(node: ir.Node) -> Dims | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
-    IdentityEliminationPass,
+    DeduplicateInitializersPass,
     InlinePass,
     LiftConstantsToInitializersPass,
+    NameFixPass,
     RemoveUnusedNodesPass,
     RemoveUnusedOpsetsPass,
     TopologicalSortPass,
@@ -46,9 +47,43 @@ class Fold(ir.passes.InPlacePass):
     """Inline functions, infer shapes, fold constants; every constant an initializer or a Constant node."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        for graph in model.graphs():
+            for value in graph.initializers.values():  # a graph made by hand need not say what its tensors say
+                if value.const_value is not None:
+                    value.type = value.type or ir.TensorType(value.const_value.dtype)
+                    value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
         InlinePass()(model)
         optimizer.optimize_ir(model)
         return ir.passes.PassResult(model, True)
+
+
+class DropIdentities(ir.passes.InPlacePass):
+    """Leave out Identity nodes, but for those that give an output of a graph a name of its own.
+
+    onnx_ir's pass of this purpose loses an output where Identity stands between two of them, and lets the body of an If
+    give a value of the graph around it.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        idle = [node for node in model.graph.all_nodes() if node.domain == "" and node.op_type == "Identity"]
+        dropped = [node for node in idle if _drop(node)]
+        return ir.passes.PassResult(model, bool(dropped))
+
+
+def _drop(node: ir.Node) -> bool:
+    source, made, graph = node.inputs[0], node.outputs[0], node.graph
+    assert graph is not None
+    if source is None:
+        return False
+    if made.is_graph_output():
+        maker = source.producer()
+        if source.is_graph_output() or maker is None or maker.graph is not graph:
+            return False
+        source.name, made.name = made.name, None
+    source.shape, source.type = source.shape or made.shape, source.type or made.type
+    ir.convenience.replace_all_uses_with(made, source, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return True
 
 
 class Tidy(ir.passes.InPlacePass):
@@ -56,12 +91,14 @@ class Tidy(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         passes = [
-            IdentityEliminationPass(),
-            LiftConstantsToInitializersPass(lift_all_constants=False),
+            DropIdentities(),
+            LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            DeduplicateInitializersPass(),
             CommonSubexpressionEliminationPass(),
             RemoveUnusedNodesPass(),
             RemoveUnusedOpsetsPass(),
             TopologicalSortPass(),
+            NameFixPass(),  # what was made in a body may bear the name of something outside
         ]
         modified = [step(model).modified for step in passes]
         return ir.passes.PassResult(model, any(modified))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from ...errors import BuildError
 from ...spec import PRECISIONS, Job, Precision, Target, pick
@@ -38,8 +38,8 @@ def parse_job(text: str) -> Job:
 def lower(model: ir.Model, job: Job, trail: Trail | None = None) -> ir.Model:
     """`model` in the dialect of the job's target, changed in place. Raises BuildError for an op that it cannot say."""
     target = TARGETS[job.target]
-    # last: weights that quantization replaced must not travel on
-    run(model, [*target.lower(job.precision), RemoveUnusedNodesPass()], trail)
+    # last: weights that quantization replaced must not travel on, and what was made in a body gets a name of its own
+    run(model, [*target.lower(job.precision), RemoveUnusedNodesPass(), NameFixPass()], trail)
     check_legal(model, target)
     return model
 

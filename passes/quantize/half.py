@@ -2,14 +2,15 @@
 
 Each float32 op falls into one of three classes. *Products* (where the time goes) compute in half. *Sensitive* ops (sums
 over many terms, exponentials, norms, softmax) always compute in float32. Everything else follows its computed inputs:
-half as soon as one of them is half.
+half as soon as one of them is half, but for sums, products and choices that Softmax alone reads: the masks among them
+may hold float32's lowest number, which must not become -inf.
 
 Legal cases: 1. graphs without If, Loop and Scan bodies, all types known; 2. an op whose ONNX schema takes and gives the
 half type, else it stays float32; 3. constants are rounded to the nearest, and an op stays float32 where a constant
 would overflow or, in other ops than products, being a single number, lose more than 0.1 % (an epsilon of 1e-12 would
 become 0). What comes out of an op with such an overflowing constant may not fit either (a mask of the lowest number):
 the ops behind it stay float32 too, up to the next product or sensitive op. An additive mask of an Attention is clipped
-into the range of half: its lowest value must not become -inf, which a row of padding would turn into NaN.
+into the range of half: float32's lowest value must not become -inf, which a row of padding would turn into NaN.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SENSITIVE = frozenset(
     }
 )
 BODIES = frozenset({"If", "Loop", "Scan"})
+_SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 MASK = 3  # input of Attention
 _NUMPY = {ir.DataType.FLOAT16: np.dtype(np.float16), ir.DataType.BFLOAT16: np.dtype(ml_dtypes.bfloat16)}
 
@@ -49,6 +51,7 @@ class _State:
     opset: int
     floats: set[ir.Value]  # float32 before this pass
     wide: set[ir.Value] = field(default_factory=set)  # float32 for what half cannot hold
+    scores: set[ir.Node] = field(default_factory=set)  # ops that only Softmax reads in the end
     casts: dict[tuple[ir.Value, ir.DataType, bool], ir.Value] = field(default_factory=dict)
 
 
@@ -71,6 +74,7 @@ class HalfPrecision(GraphPass):
         _check_types(graph)
         floats = {value for node in graph for value in (*node.inputs, *node.outputs) if _is_float(value)}
         state = _State(graph, model.opset_imports[""], {value for value in floats if value is not None})
+        state.scores = _scores(graph)
         for node in list(graph):
             if node.op_type != "Cast":  # says its own type, and takes any
                 self._type(state, node)
@@ -82,7 +86,7 @@ class HalfPrecision(GraphPass):
         wanted = self.half if self._in_half(state, node) else ir.DataType.FLOAT
         for index, value in enumerate(node.inputs):
             if value is not None and value in state.floats and value.dtype != wanted:
-                clip = _is_mask(node, index) and self.half == ir.DataType.FLOAT16
+                clip = wanted == self.half and _is_mask(node, index)
                 node.replace_input_with(index, self._cast(state, node, value, wanted, clip))
         if wanted == self.half:
             for value in node.outputs:
@@ -95,7 +99,7 @@ class HalfPrecision(GraphPass):
             for index, value in enumerate(node.inputs)
             if value is not None and value in state.floats and not _is_mask(node, index)
         ]
-        if not inputs or node.op_type in SENSITIVE or not self._is_typed(state, node):
+        if not inputs or node.op_type in SENSITIVE or node in state.scores or not self._is_typed(state, node):
             return False
         overflows = any(self._overflows(value) for value in inputs)
         if node.op_type in PRODUCTS:
@@ -145,7 +149,8 @@ class HalfPrecision(GraphPass):
         """`value` as `dtype`: a converted constant, or one Cast that all readers share."""
         if (value, dtype, clip) in state.casts:
             return state.casts[value, dtype, clip]
-        array, limit = constant(value), np.float32(np.finfo(np.float16).max)
+        array = constant(value)
+        limit = np.float32(ml_dtypes.finfo(_NUMPY[self.half]).max)  # type: ignore[no-untyped-call]
         if array is not None and dtype == self.half:
             array, name = (np.clip(array, -limit, limit), "clipped.") if clip else (array, "")
             with np.errstate(over="ignore"):
@@ -174,6 +179,17 @@ class HalfPrecision(GraphPass):
                 cast.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
                 graph.append(cast)
                 graph.outputs[index] = cast.outputs[0]
+
+
+def _scores(graph: ir.Graph) -> set[ir.Node]:
+    """Elementwise ops whose every reader is Softmax, or one of them."""
+    found: set[ir.Node] = set()
+    for node in reversed(graph):
+        readers = node.outputs[0].consumers()
+        inner = node.op_type in ("Add", "Sub", "Mul", "Div", "Where") and not node.outputs[0].is_graph_output()
+        if inner and readers and all(reader.op_type in _SOFTMAX or reader in found for reader in readers):
+            found.add(node)
+    return found
 
 
 def _is_float(value: ir.Value | None) -> bool:

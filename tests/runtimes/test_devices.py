@@ -1,0 +1,130 @@
+"""Runtimes of devices: what is built without one is real, and nothing runs elsewhere than where it was asked to."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from graphwright.errors import BuildError, DeviceError, Exit
+from graphwright.runtimes import RUNTIMES, BuildRequest
+from graphwright.runtimes.child import build_in_child
+from graphwright.runtimes.cuda import cuda_missing
+from graphwright.runtimes.ort_cpu import OrtSession
+
+CUDA = "CUDAExecutionProvider"
+RTX = RUNTIMES["tensorrt-rtx"]
+RANGES = {"batch": (1, 2, 8), "sequence": (1, 5, 32)}
+
+
+@pytest.fixture
+def copied(graph: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(graph, tmp_path / "model.onnx"))
+
+
+# --- ONNX Runtime on CUDA: the device, or an error
+
+
+def test_asked_for_cuda_it_is_cuda_or_an_error(graph: Path) -> None:
+    if cuda_missing() is None:
+        with RUNTIMES["ort-cuda"].open(graph) as session:
+            assert session.provider == CUDA
+        return
+    for source in (graph, graph.read_bytes()):
+        with pytest.raises((DeviceError, BuildError), match=CUDA):
+            OrtSession(source, [CUDA])
+    with pytest.raises((DeviceError, BuildError), match=CUDA):
+        RUNTIMES["ort-cuda"].open(graph)
+
+
+def test_a_build_for_cuda_is_proved_on_the_device(copied: Path) -> None:
+    if cuda_missing() is None:
+        assert build_in_child("ort-cuda", BuildRequest(copied)).options["provider"] == CUDA
+        return
+    with pytest.raises((DeviceError, BuildError), match=CUDA) as caught:
+        build_in_child("ort-cuda", BuildRequest(copied))
+    assert caught.value.code in (Exit.DEVICE, Exit.BUILD)
+
+
+def test_why_cuda_is_missing_is_said_without_loading_anything() -> None:
+    reason = RUNTIMES["ort-cuda"].missing()
+    if cuda_missing() is not None:
+        assert reason == cuda_missing()
+        assert "NVIDIA driver" in str(reason)
+    else:
+        assert (reason is None) == (CUDA in ort.get_available_providers())
+
+
+# --- TensorRT for RTX: engines without a device
+
+
+def test_the_builder_is_there_where_the_package_is() -> None:
+    installed = find_spec("tensorrt_rtx_bindings") is not None and find_spec("polygraphy") is not None
+    reason = RTX.builder_missing()
+    assert (reason is None) == installed
+    assert installed or "pip install graphwright[rtx]" in str(reason)
+    assert RTX.missing() == (reason or cuda_missing())
+
+
+@pytest.mark.parametrize("device", ["sm89", "sm75+sm89"])
+def test_an_engine_is_built_without_a_device_and_is_not_opened(half_graph: Path, tmp_path: Path, device: str) -> None:
+    copied = Path(shutil.copy(half_graph, tmp_path / "model.onnx"))
+    request = BuildRequest(copied, RANGES, device)
+    if RTX.builder_missing() is not None:
+        with pytest.raises(DeviceError, match=r"pip install graphwright\[rtx\]"):
+            build_in_child("tensorrt-rtx", request)
+        return
+    built = build_in_child("tensorrt-rtx", request)
+    engine = copied.parent / built.artifact
+    assert engine.name == "model.engine"
+    assert engine.stat().st_size > 10_000, "weights and kernels, not an empty file"
+    assert set(built.versions) == {"tensorrt_rtx"}
+    assert built.options == {
+        "ids": "(1, 1) / (2, 5) / (8, 32)",
+        "bias": "(1, 3) / (2, 3) / (8, 3)",
+        "compute_capabilities": device.split("+"),
+        "built_without_device": True,
+    }
+    if RTX.missing() is not None:
+        # deserialising without a device would end the process
+        with pytest.raises(DeviceError, match=r"^tensorrt-rtx cannot run here: .*NVIDIA driver.*\.$"):
+            RTX.open(engine)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "device", "message"),
+    [
+        (RANGES, "", r"tensorrt-rtx builds for compute capabilities, as in sm89 or sm75\+sm89, but came ''\."),
+        (RANGES, "sm89+orin", r"as in sm89 or sm75\+sm89, but came 'sm89\+orin'\."),
+        (
+            {"batch": (1, 2, 8)},
+            "sm89",
+            r"TensorRT needs a range for each dynamic dim; input 'ids' has sequence without one: give Model",
+        ),
+    ],
+)
+def test_what_a_builder_must_be_told(
+    copied: Path, ranges: dict[str, tuple[int, int, int]], device: str, message: str
+) -> None:
+    absent = RTX.builder_missing() is not None
+    with pytest.raises(DeviceError if absent else BuildError, match="pip install" if absent else message):
+        build_in_child("tensorrt-rtx", BuildRequest(copied, ranges, device))
+    assert not (copied.parent / "model.engine").exists()
+
+
+def test_what_the_builder_cannot_make_is_said_with_its_own_reason(copied: Path) -> None:
+    absent = RTX.builder_missing() is not None
+    reason = "pip install" if absent else r"^tensorrt-rtx cannot build the graph: .*\[E\] .*FP32 GEMM is not supported"
+    with pytest.raises(DeviceError if absent else BuildError, match=reason):
+        build_in_child("tensorrt-rtx", BuildRequest(copied, RANGES, "sm75"))
+
+
+def test_full_tensorrt_needs_a_device_to_build_too(copied: Path) -> None:
+    runtime = RUNTIMES["tensorrt"]
+    assert runtime.builder_missing() == runtime.missing()
+    if runtime.missing() is not None:
+        with pytest.raises(DeviceError, match=r"^tensorrt cannot run here: "):
+            runtime.open(copied)
