@@ -18,13 +18,18 @@ import onnx_ir as ir
 
 from ..errors import GraphwrightError
 from ..runtimes.ort_cpu import PROVIDER, OrtSession
+from .base import GraphPass
+from .sites import SiteLog
 
 # One batch and length 1; several, all different, so that no two axes can be confused; odd lengths.
 SIZES = ((2, 5, 3, 7, 4, 6), (1, 1, 1, 1, 1, 1), (3, 4, 9, 2, 8, 5))
 # float32 sums of a few dozen terms in another order differ by about 1e-6 of the largest result; a wrong scale, mask or
 # axis by more than 1e-2
 TOLERANCE = 2e-5
+LOWEST = -1e4  # added to a score, this or less leaves no weight
 LARGEST = 400  # nodes in a region; a site is a few dozen
+
+VIEWS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Identity", "Flatten", "Not"})
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -39,6 +44,7 @@ class Proof:
     worst: float = 0.0
     scale: float = 1.0
     shapes: int = 0
+    undefined: int = 0  # rows of queries with no allowed key, left out
 
 
 @dataclass
@@ -49,12 +55,16 @@ class Prover:
     asked: int = 0
     seconds: float = 0.0
 
-    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value]) -> Proof:
-        """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite."""
+    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], mask: ir.Value | None = None) -> Proof:
+        """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite.
+
+        `mask` [..., queries, keys] is that of an attention: rows of queries that it allows no key are undefined, so
+        they are left out and counted.
+        """
         start = time.perf_counter()
         self.asked += 1
         try:
-            region = Region(old, new, list(dict.fromkeys(leaves)))
+            region = Region(old, new, list(dict.fromkeys(leaves)), mask)
             digest = region.digest()
             if digest not in self.proofs:
                 self.proofs[digest] = _run(region)
@@ -65,6 +75,50 @@ class Prover:
             self.seconds += time.perf_counter() - start
 
 
+class ProvedPass(GraphPass):
+    """A pass whose rewrites are proved before they are made; with `prover` None they are made as they are."""
+
+    def __init__(self, log: SiteLog | None = None, prover: Prover | None = None) -> None:
+        super().__init__(log)
+        self.prover = prover
+
+    def replace(
+        self,
+        kind: str,
+        end: ir.Node,
+        new: ir.Node,
+        spelling: str,
+        leaves: Iterable[ir.Value] = (),
+        mask: ir.Value | None = None,
+    ) -> bool:
+        """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
+
+        `leaves`: what both are computed from, where that is not the inputs of `new` themselves. What `end` needs and
+        `new` does not stays behind without a reader.
+        """
+        old = end.outputs[0]
+        new.outputs[0].shape, new.outputs[0].type = old.shape, old.type
+        if self.prover is not None:
+            read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
+            proof = self.prover.prove(old, new.outputs[0], map(root, read), mask)
+            if not proof.equal:
+                self.log.declined(kind, end, spelling, proof.reason)
+                return False
+        assert end.graph is not None
+        ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)
+        self.log.lifted(kind, new, spelling)
+        return True
+
+
+def root(value: ir.Value) -> ir.Value:
+    """What `value` is a mere view of: both sides of a rewrite may look at it in ways of their own."""
+    node = value.producer()
+    while node is not None and node.domain == "" and node.op_type in VIEWS and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
 class UnprovableError(GraphwrightError):
     """A region that cannot be run by itself."""
 
@@ -72,13 +126,14 @@ class UnprovableError(GraphwrightError):
 class Region:
     """The nodes between leaves and results, in order, and everything that flows in."""
 
-    def __init__(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value]) -> None:
-        self.results = (old, new)
-        self.leaves = dict.fromkeys(leaves)
+    def __init__(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None = None) -> None:
+        self.results = {"old": old, "new": new} | ({"mask": mask} if mask is not None else {})
+        # a leaf whose shape is not known cannot be drawn: what it is computed from takes its place
+        self.leaves = dict.fromkeys(leaf for leaf in leaves if _is_known(leaf) or leaf.producer() is None)
         self.constants: dict[ir.Value, None] = {}
         self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
         found: dict[ir.Node, None] = {}
-        for value in self.results:
+        for value in self.results.values():
             self._collect(value, found)
         self.nodes = list(found)
 
@@ -91,7 +146,7 @@ class Region:
             self.constants[value] = None
             return
         is_data = value.dtype in (*_FLOATS, *_HALVES, ir.DataType.BOOL)
-        if node is None or (is_data and not self._reaches_leaf(value, set())):
+        if node is None or (is_data and _is_known(value) and not self._reaches_leaf(value, set())):
             # an input of the graph, or data that the site only reads: any values will do, the same for both
             self.leaves[value] = None
             return
@@ -132,7 +187,7 @@ class Region:
             total.update(f"{node.domain}.{node.op_type} {wiring} {attributes}".encode())
             for value in node.outputs:
                 numbers[value] = len(numbers)
-        total.update(repr([numbers[value] for value in self.results]).encode())
+        total.update(repr([numbers[value] for value in self.results.values()]).encode())
         return total.hexdigest()
 
     def model(self) -> bytes:
@@ -146,9 +201,9 @@ class Region:
             values[constant] = ir.Value(name=f"constant{index}", const_value=_proved_constant(constant))
         nodes = [_copy(node, values, index) for index, node in enumerate(self.nodes)]
         outputs = []
-        for value, name in zip(self.results, ("old", "new"), strict=True):
+        for name, value in self.results.items():
             node = ir.node("Identity", [values[value]])
-            node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+            node.outputs[0].name, node.outputs[0].type = name, _proved_type(value)
             nodes.append(node)
             outputs.append(node.outputs[0])
         graph = ir.Graph(
@@ -205,8 +260,12 @@ def _proved_constant(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
+def _is_known(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(dim, int) or dim.value is not None for dim in value.shape)
+
+
 def _dims(value: ir.Value) -> list[int | ir.SymbolicDim]:
-    if value.shape is None or any(not isinstance(dim, int) and dim.value is None for dim in value.shape):
+    if value.shape is None or not _is_known(value):
         raise UnprovableError(f"the shape of {value.name!r} is not known: {value.shape}")
     return list(value.shape)
 
@@ -221,7 +280,7 @@ def _text(attribute: ir.Attr) -> str:
 def _run(region: Region) -> Proof:
     dims = [dim for leaf in region.leaves for dim in _dims(leaf) if not isinstance(dim, int)]
     names = sorted({name for dim in dims for name in _names(dim)})
-    worst, scale, shapes = 0.0, 1.0, 0
+    worst, scale, shapes, undefined, defined = 0.0, 1.0, 0, 0, 0
     random = np.random.default_rng(0)
     model = region.model()
     try:
@@ -230,13 +289,18 @@ def _run(region: Region) -> Proof:
         raise UnprovableError(str(error)) from error
     with session:
         for sizes in SIZES:
-            bound = dict(zip(names, itertools.cycle(sizes)))
+            bound = _bind(region, dict(zip(names, itertools.cycle(sizes))))
             feeds = {f"leaf{index}": _draw(leaf, bound, random) for index, leaf in enumerate(region.leaves)}
             try:
                 results = session.run(feeds)
             except GraphwrightError as error:
                 raise UnprovableError(str(error)) from error
             old, new = results["old"].astype(np.float64), results["new"].astype(np.float64)
+            if old.shape == new.shape and "mask" in results:
+                left_out = ~np.broadcast_to(_allows(results["mask"]), old.shape[:-1])
+                old[left_out], new[left_out] = 0, 0
+                undefined += int(left_out.sum())
+                defined += int((~left_out).sum())
             if old.shape != new.shape:
                 return Proof(False, f"not equal: shape {list(new.shape)} instead of {list(old.shape)}")
             scale = max(scale, float(np.max(np.abs(old), initial=0.0)))
@@ -246,7 +310,24 @@ def _run(region: Region) -> Proof:
                 return Proof(
                     False, f"not equal: differs by {difference:.3g} (results up to {scale:.3g})", worst, scale, shapes
                 )
-    return Proof(True, "", worst, scale, shapes)
+    if undefined and not defined:
+        raise UnprovableError("its mask allows no row any key")
+    return Proof(True, "", worst, scale, shapes, undefined)
+
+
+def _allows(mask: np.ndarray) -> np.ndarray:
+    """[..., queries, keys] -> [..., queries]: whether any key is allowed."""
+    return np.asarray((mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1))
+
+
+def _bind(region: Region, bound: dict[str, int]) -> dict[str, int]:
+    """`bound`, enlarged until every dim of a leaf has a size: of a convolution's length little is left."""
+    dims = [dim for leaf in region.leaves for dim in _dims(leaf)]
+    for factor in (1, 16, 256, 4096):
+        larger = {name: size * factor for name, size in bound.items()}
+        if all(_size(dim, larger) > 0 for dim in dims):
+            return larger
+    raise UnprovableError("its dims have no size at any small size of the inputs")
 
 
 def _names(dim: ir.SymbolicDim) -> Iterable[str]:
@@ -266,14 +347,11 @@ def _size(dim: int | ir.SymbolicDim, bound: Mapping[str, int]) -> int:
 
 
 def _draw(leaf: ir.Value, bound: Mapping[str, int], random: np.random.Generator) -> np.ndarray:
-    """Random values of a leaf. In a boolean one the first entry of the last axis is True: as a mask it allows a key."""
+    """Random values of a leaf."""
     shape = [_size(dim, bound) for dim in _dims(leaf)]
     dtype = _proved_type(leaf).dtype.numpy()
     if dtype == np.bool_:
-        drawn = random.random(shape) < 0.6
-        if drawn.ndim:
-            drawn[..., 0] = True
-        return np.asarray(drawn)
+        return np.asarray(random.random(shape) < 0.6)
     if np.issubdtype(dtype, np.integer):
         return np.asarray(random.integers(0, 2, shape)).astype(dtype)
     return np.asarray(random.standard_normal(shape)).astype(dtype)

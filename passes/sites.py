@@ -32,6 +32,10 @@ class SiteLog:
         node.metadata_props[SITE] = kind
         self.sites.append(Site(kind, path_of(node), "lifted", spelling))
 
+    def declined(self, kind: str, node: ir.Node, spelling: str, reason: str) -> None:
+        """The site at `node` fitted, but its rewrite was not made."""
+        self.sites.append(Site(kind, path_of(node), "declined", spelling, reason))
+
     def missed(self, kind: str, node: ir.Node, spelling: str, reason: str) -> None:
         """The site at `node` did not fit."""
         self.sites.append(Site(kind, path_of(node), "missed", spelling, reason))

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..base import Trail, run
+from ..prover import Prover
 from ..sites import SiteLog
 from .attention import LiftAttention
 from .gelu import LiftGelu
@@ -23,6 +24,7 @@ class Lifted:
     model: ir.Model
     log: SiteLog
     trail: Trail
+    prover: Prover
 
 
 def lift(golden: ir.Model | str | Path) -> Lifted:
@@ -31,18 +33,18 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
     Raises BuildError if a pass fails, InputError if the file is unreadable.
     """
     model = _take(golden)
-    log, trail = SiteLog(), Trail()
+    log, trail, prover = SiteLog(), Trail(), Prover()
     passes = [
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
         ResolveShapes(),  # and the dims that are computed at run time
         LiftLayerNorm(log),
         LiftGelu(log),
-        LiftAttention(log),
+        LiftAttention(log, prover),
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]
     run(model, passes, trail)
-    return Lifted(model, log, trail)
+    return Lifted(model, log, trail, prover)
 
 
 def _take(golden: ir.Model | str | Path) -> ir.Model:

@@ -25,7 +25,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from ..base import GraphPass, MisfitError
+from ..base import MisfitError
+from ..prover import ProvedPass
 from ..sites import inherit
 from .masks import LOW, expand, negate, simplify
 from .values import (
@@ -64,7 +65,7 @@ class Pattern:
     spelling: list[str] = field(default_factory=list)
 
 
-class LiftAttention(GraphPass):
+class LiftAttention(ProvedPass):
     """softmax(scale * Q Kt + mask) V -> `Attention`."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -84,14 +85,12 @@ class LiftAttention(GraphPass):
                 self.log.missed("attention", softmax, "softmax", str(misfit))
             return False
         key, scale = _untranspose(pattern.key, pattern.end)
-        mask = _mask(pattern, key)
+        masks = _masks(pattern)
+        mask = _join(pattern, masks, key)
         attention = inherit(ir.node("Attention", [pattern.query, key, pattern.value, mask]), softmax)
         attention.attributes["scale"] = ir.AttrFloat32("scale", pattern.scale * scale)
-        end = pattern.end
-        assert end.graph is not None
-        ir.convenience.replace_nodes_and_values(end.graph, end, [end], [attention], end.outputs, attention.outputs)
-        self.log.lifted("attention", attention, ", ".join(pattern.spelling))
-        return True
+        leaves = [pattern.query, key, pattern.value, *masks]
+        return self.replace("attention", pattern.end, attention, ", ".join(pattern.spelling), leaves, mask)
 
     def _normalise(self, node: ir.Node) -> bool:
         """The exporter's own Attention: explicit scale, full mask."""
@@ -329,10 +328,14 @@ def _only_swaps(inner: ir.Value, flat: ir.Value | None, key: ir.Value) -> bool:
     )
 
 
-def _mask(pattern: Pattern, key: ir.Value) -> ir.Value | None:
-    """One mask of all that were found; its last two dims are query and key length."""
+def _masks(pattern: Pattern) -> list[ir.Value]:
+    """The masks that were found, each in its simplest form: boolean, True where a key is allowed, or added."""
+    return [negate(pattern.end, mask.value) if mask.forbids else simplify(mask.value) for mask in pattern.masks]
+
+
+def _join(pattern: Pattern, masks: list[ir.Value], key: ir.Value) -> ir.Value | None:
+    """One mask of all; its last two dims are query and key length."""
     end = pattern.end
-    masks = [negate(end, mask.value) if mask.forbids else simplify(mask.value) for mask in pattern.masks]
     if not masks:
         return None
     allowed = _fold(end, "And", [mask for mask in masks if mask.dtype == ir.DataType.BOOL])
