@@ -64,15 +64,25 @@ class Prover:
         start = time.perf_counter()
         self.asked += 1
         try:
-            region = Region(old, new, list(dict.fromkeys(leaves)), mask)
-            digest = region.digest()
-            if digest not in self.proofs:
-                self.proofs[digest] = _run(region)
-            return self.proofs[digest]
+            return self._prove(old, new, list(dict.fromkeys(leaves)), mask)
         except UnprovableError as error:
             return Proof(equal=False, reason=f"could not be proved: {error}")
         finally:
             self.seconds += time.perf_counter() - start
+
+    def _prove(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None) -> Proof:
+        try:
+            region = Region(old, new, leaves, mask)
+            digest = region.digest()
+            if digest not in self.proofs:
+                self.proofs[digest] = _run(region)
+        except UnprovableError:
+            # shapes that the file does not tell: one size for all unknown dims of one axis, which fits most sites
+            region = Region(old, new, leaves, mask, guess=True)
+            digest = region.digest()
+            if digest not in self.proofs:
+                self.proofs[digest] = _run(region)
+        return self.proofs[digest]
 
 
 class ProvedPass(GraphPass):
@@ -126,10 +136,13 @@ class UnprovableError(GraphwrightError):
 class Region:
     """The nodes between leaves and results, in order, and everything that flows in."""
 
-    def __init__(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None = None) -> None:
+    def __init__(
+        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None = None, guess: bool = False
+    ) -> None:
+        self.guess = guess
         self.results = {"old": old, "new": new} | ({"mask": mask} if mask is not None else {})
         # a leaf whose shape is not known cannot be drawn: what it is computed from takes its place
-        self.leaves = dict.fromkeys(leaf for leaf in leaves if _is_known(leaf) or leaf.producer() is None)
+        self.leaves = dict.fromkeys(leaf for leaf in leaves if self._is_known(leaf) or leaf.producer() is None)
         self.constants: dict[ir.Value, None] = {}
         self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
         found: dict[ir.Node, None] = {}
@@ -146,7 +159,7 @@ class Region:
             self.constants[value] = None
             return
         is_data = value.dtype in (*_FLOATS, *_HALVES, ir.DataType.BOOL)
-        if node is None or (is_data and _is_known(value) and not self._reaches_leaf(value, set())):
+        if node is None or (is_data and self._is_known(value) and not self._reaches_leaf(value, set())):
             # an input of the graph, or data that the site only reads: any values will do, the same for both
             self.leaves[value] = None
             return
@@ -171,12 +184,23 @@ class Region:
         self._reaches[value] = reaches
         return reaches
 
+    def _is_known(self, value: ir.Value) -> bool:
+        dims = value.shape or ()
+        return value.shape is not None and (self.guess or all(isinstance(d, int) or d.value is not None for d in dims))
+
+    def dims(self, leaf: ir.Value) -> list[int | ir.SymbolicDim]:
+        """The dims of a leaf; with `guess` an unknown one bears the name of its axis. Raises UnprovableError."""
+        if leaf.shape is None or not self._is_known(leaf):
+            raise UnprovableError(f"the shape of {leaf.name!r} is not known: {leaf.shape}")
+        named = enumerate(leaf.shape)
+        return [d if isinstance(d, int) or d.value is not None else ir.SymbolicDim(f"axis{axis}") for axis, d in named]
+
     def digest(self) -> str:
         """SHA-256 of the structure: ops, attributes, wiring, constants, and what is known of the leaves."""
         numbers = {value: index for index, value in enumerate((*self.leaves, *self.constants))}
         total = hashlib.sha256()
         for leaf in self.leaves:
-            total.update(f"{leaf.dtype} {[str(dim) for dim in _dims(leaf)]}".encode())
+            total.update(f"{leaf.dtype} {[str(dim) for dim in self.dims(leaf)]}".encode())
         for value in self.constants:
             assert value.const_value is not None
             array = value.const_value.numpy()
@@ -195,7 +219,7 @@ class Region:
         values: dict[ir.Value, ir.Value] = {}
         for index, leaf in enumerate(self.leaves):
             values[leaf] = ir.Value(
-                name=f"leaf{index}", type=_proved_type(leaf), shape=ir.Shape([None] * len(_dims(leaf)))
+                name=f"leaf{index}", type=_proved_type(leaf), shape=ir.Shape([None] * len(self.dims(leaf)))
             )
         for index, constant in enumerate(self.constants):
             values[constant] = ir.Value(name=f"constant{index}", const_value=_proved_constant(constant))
@@ -260,16 +284,6 @@ def _proved_constant(value: ir.Value) -> ir.TensorProtocol:
     return value.const_value
 
 
-def _is_known(value: ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(dim, int) or dim.value is not None for dim in value.shape)
-
-
-def _dims(value: ir.Value) -> list[int | ir.SymbolicDim]:
-    if value.shape is None or not _is_known(value):
-        raise UnprovableError(f"the shape of {value.name!r} is not known: {value.shape}")
-    return list(value.shape)
-
-
 def _text(attribute: ir.Attr) -> str:
     if attribute.type == ir.AttributeType.TENSOR:
         array = attribute.as_tensor().numpy()
@@ -278,7 +292,7 @@ def _text(attribute: ir.Attr) -> str:
 
 
 def _run(region: Region) -> Proof:
-    dims = [dim for leaf in region.leaves for dim in _dims(leaf) if not isinstance(dim, int)]
+    dims = [dim for leaf in region.leaves for dim in region.dims(leaf) if not isinstance(dim, int)]
     names = sorted({name for dim in dims for name in _names(dim)})
     worst, scale, shapes, undefined, defined = 0.0, 1.0, 0, 0, 0
     random = np.random.default_rng(0)
@@ -290,7 +304,10 @@ def _run(region: Region) -> Proof:
     with session:
         for sizes in SIZES:
             bound = _bind(region, dict(zip(names, itertools.cycle(sizes))))
-            feeds = {f"leaf{index}": _draw(leaf, bound, random) for index, leaf in enumerate(region.leaves)}
+            feeds = {
+                f"leaf{index}": _draw(leaf, [_size(dim, bound) for dim in region.dims(leaf)], random)
+                for index, leaf in enumerate(region.leaves)
+            }
             try:
                 results = session.run(feeds)
             except GraphwrightError as error:
@@ -322,7 +339,7 @@ def _allows(mask: np.ndarray) -> np.ndarray:
 
 def _bind(region: Region, bound: dict[str, int]) -> dict[str, int]:
     """`bound`, enlarged until every dim of a leaf has a size: of a convolution's length little is left."""
-    dims = [dim for leaf in region.leaves for dim in _dims(leaf)]
+    dims = [dim for leaf in region.leaves for dim in region.dims(leaf)]
     for factor in (1, 16, 256, 4096):
         larger = {name: size * factor for name, size in bound.items()}
         if all(_size(dim, larger) > 0 for dim in dims):
@@ -346,12 +363,13 @@ def _size(dim: int | ir.SymbolicDim, bound: Mapping[str, int]) -> int:
     return size
 
 
-def _draw(leaf: ir.Value, bound: Mapping[str, int], random: np.random.Generator) -> np.ndarray:
+def _draw(leaf: ir.Value, shape: list[int], random: np.random.Generator) -> np.ndarray:
     """Random values of a leaf."""
-    shape = [_size(dim, bound) for dim in _dims(leaf)]
     dtype = _proved_type(leaf).dtype.numpy()
     if dtype == np.bool_:
         return np.asarray(random.random(shape) < 0.6)
     if np.issubdtype(dtype, np.integer):
-        return np.asarray(random.integers(0, 2, shape)).astype(dtype)
+        # a single one is most often a length, of which 0 leaves nothing to compare
+        drawn = np.ones(shape) if np.prod(shape) == 1 else random.integers(0, 2, shape)
+        return np.asarray(drawn).astype(dtype)
     return np.asarray(random.standard_normal(shape)).astype(dtype)

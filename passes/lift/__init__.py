@@ -39,7 +39,7 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
         ResolveShapes(),  # and the dims that are computed at run time
         LiftLayerNorm(log),
-        LiftGelu(log),
+        LiftGelu(log, prover),
         LiftAttention(log, prover),
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..base import GraphPass
+from ..prover import ProvedPass
 from ..sites import inherit
 from .values import consumers, rank, scalar
 
@@ -46,7 +46,7 @@ _FORMS = {
 }
 
 
-class LiftGelu(GraphPass):
+class LiftGelu(ProvedPass):
     """A region that computes Gelu -> one `Gelu`."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -65,8 +65,8 @@ class LiftGelu(GraphPass):
         for source in _sources(core):
             region = _grow(core, source)
             if region.form:
-                self.log.lifted("gelu", _replace(core, source, region), f"{core.op_type} form")
-                return True
+                gelu = inherit(ir.node("Gelu", [source], {"approximate": region.form}), core)
+                return self.replace("gelu", region.end, gelu, f"{core.op_type} form")
             is_site |= region.fed
             if region.steps > furthest:
                 furthest, reason = region.steps, region.reason
@@ -84,13 +84,6 @@ class Region:
     form: str = ""  # of the Gelu that it is
     fed: bool = False  # whether the core's argument is that of the tanh form
     reason: str = ""
-
-
-def _replace(core: ir.Node, source: ir.Value, region: Region) -> ir.Node:
-    gelu, end = inherit(ir.node("Gelu", [source], {"approximate": region.form}), core), region.end
-    assert end.graph is not None
-    ir.convenience.replace_nodes_and_values(end.graph, end, [end], [gelu], end.outputs, gelu.outputs)
-    return gelu
 
 
 def _sources(core: ir.Node, limit: int = 12) -> list[ir.Value]:

@@ -104,6 +104,25 @@ SPELLINGS: dict[str, tuple[Graph, str, float, str]] = {
         0.5,
         "scaled scores",
     ),
+    "reshape that mixes": (
+        Graph(PLAIN, keys=RESHAPES.replace("(minus, t, eight)", "(minus, eight, t)")),
+        "Attention(Transpose(q), Transpose(Reshape(Transpose(Reshape(Transpose(k))))), Transpose(v))",
+        0.5,
+        "scaled scores",
+    ),
+    "scale that adds a dim": (
+        Graph(
+            PLAIN,
+            keys="K4 = Mul(k, once) Kt = Transpose<perm = [0, 1, 3, 2]>(K4)",
+            constants="float[1, 1, 1, 1] once = {0.25}",
+            q="float[1, S, 2, 8] q",
+            k="float[2, T, 8] k",
+            v="float[1, T, 2, 8] v",
+        ),
+        "Attention(Transpose(q), Mul(k, 0.25), Transpose(v))",
+        0.5,
+        "scaled scores",
+    ),
     "no transpose": (
         Graph(PLAIN, k="float[B, 2, 8, T] k", keys="Kt = Identity(k)"),
         f"{QKV})",

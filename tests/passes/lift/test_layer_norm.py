@@ -20,7 +20,8 @@ SIZES = ((1, 1), (1, 7), (3, 5))
 CONSTANTS = """
     float[8] w = {1.5, -2, 0.5, 3, 1, -1, 2, 0.25}, float[8] b = {0.5, -1, 2, 1, 0.25, -3, 4, 1},
     float[1, 1, 8] wide = {2, 1, -0.5, 3, 1, 1.5, -2, 0.75}, float[8] positive = {1, 2, 3, 4, 5, 6, 7, 8},
-    float eps = {1e-3}, float[1] eps1 = {1e-3}, double eps64 = {1e-3}, float one = {1.0}, float two = {2.0},
+    float eps = {1e-3}, float[1] eps1 = {1e-3}, float[1, 1, 1, 1] eps4 = {1e-3},
+    double eps64 = {1e-3}, float one = {1.0}, float two = {2.0},
     float half = {0.5}, float less = {-0.5}, float third_less = {-0.333}, float[1, 1] gain = {2.0},
     int64[1] last = {-1}, int64[1] third = {2}, int64[1] mid = {1}, int64[2] both = {1, 2}
 """
@@ -210,6 +211,30 @@ def test_a_norm_of_another_size_or_type_stays(x: str, reason: str) -> None:
     body = HEAD.replace("eps", "eps64") if "double" in x else HEAD
     model = make(f"{body} y = Div(d, root)", x=x)
     assert [site.reason for site in lift(model).log.sites] == [reason]
+
+
+def test_a_norm_that_adds_a_dim_stays() -> None:
+    body = f"{MEAN} {VARIANCE} shifted = Add(var, eps4) root = Sqrt(shifted) y = Div(d, root)"
+    model = make(body, x="float[B, S, 8]")
+    model.graph.outputs[0].shape = None
+    assert [site.reason for site in lift(model).log.sites] == ["it makes rank 4 of rank 3"]
+
+
+def test_a_row_on_its_own_is_no_bias_of_itself(compare: Compare, spell: Spell) -> None:
+    model = make(f"{NORM} y = Add(n, n)", x="float[8]")
+    lifted = lift(model)
+    norm = "LayerNormalization(x, ones.8.float)"
+    assert spell(lifted.model) == f"Add({norm}, {norm})"
+    compare(model, lifted.model, cases(model), RTOL, 2 * ATOL)
+
+
+def test_a_mean_that_drops_its_axis_is_taken_from_other_rows(compare: Compare) -> None:
+    model = make(
+        f"{HEAD} y = Div(d, root)".replace("mean = ReduceMean(", "mean = ReduceMean <keepdims = 0> ("), x="float[8, 8]"
+    )
+    lifted = lift(model)
+    assert lifted.log.sites == []
+    compare(model, lifted.model, cases(model), 0, 0)
 
 
 @pytest.mark.parametrize(

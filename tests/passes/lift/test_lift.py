@@ -218,12 +218,14 @@ def test_a_second_lift_changes_nothing_and_logs_the_sites_again(golden: ir.Model
         assert site.spelling == (ready if site.status == "lifted" else first[path].spelling)
 
 
-def test_sites_in_the_body_of_an_if_are_lifted_there(compare: Compare) -> None:
-    attend = "p{0} = MatMul(q, kt) s{0} = Where(drop, low, p{0}) w{0} = Softmax(s{0}) {0} = MatMul(w{0}, v)"
+@pytest.mark.parametrize("masked", ["Where(drop, low, p{0})", "Add(p{0}, bias)"])
+def test_sites_in_the_body_of_an_if_are_lifted_there(masked: str, compare: Compare) -> None:
+    attend = f"p{{0}} = MatMul(q, kt) s{{0}} = {masked} w{{0}} = Softmax(s{{0}}) {{0}} = MatMul(w{{0}}, v)"
     norm = "m = ReduceMean(v, last) d = Sub(v, m) dd = Mul(d, d) t = ReduceMean(dd, last) e = Add(t, eps) r = Sqrt(e)"
     model = ir.from_onnx_text(f"""
         <ir_version: 10, opset_import: ["": 23]>
-        branches (bool flag, float[B, 2, S, 8] q, float[B, 2, 8, S] kt, float[B, 2, S, 8] v, bool[B, 1, 1, S] drop)
+        branches (bool flag, float[B, 2, S, 8] q, float[B, 2, 8, S] kt, float[B, 2, S, 8] v, bool[B, 1, 1, S] drop,
+            float[B, 1, 1, S] bias)
             => (float[B, 2, S, 8] y, float[B, 2, S, 8] c)
         <float low = {{-inf}}, int64[1] last = {{-1}}, float eps = {{1e-3}}, float root = {{1.4142135}},
          float one = {{1}}, float half = {{0.5}}> {{
@@ -251,4 +253,5 @@ def test_sites_in_the_body_of_an_if_are_lifted_there(compare: Compare) -> None:
         case: Arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         case["drop"] = random.random((batch, 1, 1, length)) < 0.4
         case["drop"][..., 0] = False
+        case["bias"] = random.standard_normal((batch, 1, 1, length)).astype(np.float32)
         compare(model, lifted.model, [case | {"flag": np.array(flag)}], RTOL, ATOL)

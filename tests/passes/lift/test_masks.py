@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from graphwright.passes import lift
-from graphwright.passes.lift.masks import EXPANDED, negate, simplify
+from graphwright.passes.lift.masks import EXPANDED, expand, negate, simplify
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[ir.Model, Arrays], Arrays]
@@ -158,6 +158,21 @@ def test_masks_of_other_lengths_are_not_shared(compare: Compare) -> None:
     shapes = {"q": (2, 2, 5, 8), "k": (2, 2, 3, 8), "bias": (2, 1, 1, 1)}
     case = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     compare(model, lifted.model, [case], RTOL, ATOL)
+
+
+def test_a_mask_that_was_expanded_is_not_expanded_again() -> None:
+    model = make(
+        "float[B, 2, S, 8] q, float[B, 2, T, 8] k, bool[B, 1, 1, 1] keep",
+        "float[B, 2, S, 8] y",
+        "m = Identity(keep)  y = Attention(q, k, k, m)",
+    )
+    query, key, _ = model.graph.inputs
+    key.shape = ir.Shape([None, 2, None, 8])  # nothing tells that the mask has the length of the keys already
+    mask, site = model.graph.node(0).outputs[0], model.graph.node(1)
+    full = expand(mask, site, query, key)
+    assert full is not mask
+    assert expand(full, site, query, key) is full
+    assert [node.op_type for node in model.graph].count("Expand") == 1
 
 
 def test_a_row_without_an_allowed_key_gives_numbers_and_leaves_the_others_alone(run: Run) -> None:

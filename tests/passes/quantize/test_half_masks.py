@@ -122,6 +122,18 @@ def test_a_constant_mask_of_an_attention_is_clipped(dtype: ir.DataType) -> None:
     np.testing.assert_array_equal(array, np.triu(np.full((LENGTH, LENGTH), np.float32(limits.min)), 1))
 
 
+def test_the_mask_of_an_attention_that_stays_float32_is_not_clipped(spell: Spell) -> None:
+    heavy = np.full((1, 2, 5, 8), 1e6, np.float32)  # a constant key that float16 does not hold
+    model = ir.from_onnx_text(
+        f"""<ir_version: 10, opset_import: ["": 23]> masked ({QKV.replace("[B", "[1")}) => (float[1, 2, 5, 8] y) {{
+            p = MatMul(q, kt)  m = Relu(p)  y = Attention(q, heavy, v, m) }}""",
+        initializers=[ir.tensor(heavy, name="heavy")],
+    )
+    HalfPrecision(HALF)(model)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert spell(model) == "Attention(q, heavy, v, Cast(Relu(MatMul(Cast(q), Cast(kt)))))"
+
+
 def test_boolean_masks_stay(run: Run) -> None:
     model = lift(make("Where", ATTEND)).model
     HalfPrecision(HALF)(model)
