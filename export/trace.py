@@ -307,7 +307,8 @@ def _keep_paths(model: ir.Model) -> None:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         path = ast.literal_eval(scopes)[-2:-1] if scopes else []
         node.metadata_props.clear()
-        if path and path[0]:
+        # a node that several modules share bears a marker of torch's instead of a path
+        if path and path[0] and not path[0].startswith("_empty_nn_module_stack"):
             node.metadata_props[PATH] = path[0]
         for value in node.outputs:
             value.metadata_props.clear()

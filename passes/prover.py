@@ -113,6 +113,8 @@ class ProvedPass(GraphPass):
             proof = self.prover.prove(old, new.outputs[0], map(root, read), mask)
             if not proof.equal:
                 self.log.declined(kind, end, spelling, proof.reason)
+                for index in range(len(new.inputs)):  # it must not stay a reader of what it will not compute
+                    new.replace_input_with(index, None)
                 return False
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)

@@ -74,17 +74,13 @@ class OrtSession(Session):
         options = session_options(wanted, threads)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = model if isinstance(model, bytes) else str(model)
         try:
-            source = model if isinstance(model, bytes) else str(model)
             self._session = ort.InferenceSession(source, options, providers=list(providers))
         except Exception as error:
+            _check_provider(source, providers, wanted)
             raise BuildError(f"ONNX Runtime ({wanted}) refuses the graph: {str(error).strip()}") from error
-        self.provider = self._session.get_providers()[0]
-        if self.provider != wanted:
-            raise DeviceError(
-                f"Asked for {wanted}, but ONNX Runtime runs the graph on {self.provider}: `graphwright doctor` says "
-                "what is missing."
-            )
+        self.provider = _same(self._session.get_providers()[0], wanted)
         self.inputs = tuple(_info(value) for value in self._session.get_inputs())
         self.outputs = tuple(_info(value) for value in self._session.get_outputs())
 
@@ -98,6 +94,29 @@ class OrtSession(Session):
 
     def _close(self) -> None:
         del self._session
+
+
+def _check_provider(source: str | bytes, providers: Sequence[Any], wanted: str) -> None:
+    """Raise DeviceError where the provider does not start at all: ONNX Runtime only logs that, and takes the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(source, options, providers=list(providers))
+    except Exception:  # noqa: BLE001 - it is the graph that is refused, as the caller says
+        return
+    _same(session.get_providers()[0], wanted)
+
+
+def _same(provider: str, wanted: str) -> str:
+    if provider != wanted:
+        raise DeviceError(
+            f"Asked for {wanted}, but ONNX Runtime runs the graph on {provider}: `graphwright doctor` says what is "
+            "missing."
+        )
+    return provider
 
 
 def _info(value: Any) -> TensorInfo:

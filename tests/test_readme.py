@@ -55,7 +55,7 @@ def test_the_graphwright_commands_run(tmp_path: Path) -> None:
 
 def test_the_python_example_runs(tmp_path: Path) -> None:
     (code,) = blocks("python")
-    assert len(code.splitlines()) <= 14
+    assert len(code.splitlines()) == 10
     folder = tmp_path / "model"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=64, max_position_embeddings=64)).save_pretrained(

@@ -13,6 +13,7 @@ from ..sites import SiteLog
 from .attention import LiftAttention
 from .gelu import LiftGelu
 from .layer_norm import LiftLayerNorm
+from .rotary import LiftRotary
 from .shapes import ResolveShapes
 from .tidy import ConvertOpset, Fold, Tidy
 
@@ -40,6 +41,7 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
         ResolveShapes(),  # and the dims that are computed at run time
         LiftLayerNorm(log),
         LiftGelu(log, prover),
+        LiftRotary(log),
         LiftAttention(log, prover),
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]

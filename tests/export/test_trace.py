@@ -231,7 +231,9 @@ def test_an_input_that_forward_ignores_stays_an_input() -> None:
         inputs={"x": torch.ones(2, 6, 4), "other": torch.ones(2, 7)},
         dynamic={"x": BOTH, "other": {0: "batch", 1: "width"}},
     )
-    assert shapes(gw.to_onnx(spec).graph.inputs) == {"x": FREE, "other": ["batch", "width"]}
+    graph = gw.to_onnx(spec).graph
+    assert shapes(graph.inputs) == {"x": FREE, "other": ["batch", "width"]}
+    assert shapes(graph.outputs) == {"output_0": FREE}
 
 
 # --- dims that are not what the user says

@@ -13,7 +13,7 @@ from graphwright.runtimes.child import build_in_child
 
 # a child with one runtime more, whose build is the test's
 CHILD = """
-import ctypes, errno, os, signal, sys
+import atexit, ctypes, errno, os, signal, sys
 from graphwright.errors import *
 from graphwright.runtimes import RUNTIMES, BuildResult, Runtime
 from graphwright.runtimes.child import main
@@ -51,10 +51,9 @@ def test_request_and_result_cross_over_as_they_are() -> None:
 
 
 def test_what_a_backend_prints_does_not_mix_with_the_answer() -> None:
-    made = build(
-        r"print('ready'); os.write(1, b'from C: \xff\n'); os.write(2, b'\xff\n'); return BuildResult('a', {}, {})"
-    )
-    assert made == BuildResult("a", {}, {})
+    noise = r"print('ready'); os.write(1, b'from C: \xff\n'); os.write(2, b'\xff\n')"
+    late = "atexit.register(os.write, 1, b'bye\\n')"
+    assert build(f"{noise}; {late}; return BuildResult('a', {{}}, {{}})") == BuildResult("a", {}, {})
 
 
 @pytest.mark.parametrize(

@@ -218,8 +218,9 @@ def test_a_second_lift_changes_nothing_and_logs_the_sites_again(golden: ir.Model
         assert site.spelling == (ready if site.status == "lifted" else first[path].spelling)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["behind", "before"])
 @pytest.mark.parametrize("masked", ["Where(drop, low, p{0})", "Add(p{0}, bias)"])
-def test_sites_in_the_body_of_an_if_are_lifted_there(masked: str, compare: Compare) -> None:
+def test_sites_in_the_body_of_an_if_are_lifted_there(masked: str, first: bool, compare: Compare) -> None:
     attend = f"p{{0}} = MatMul(q, kt) s{{0}} = {masked} w{{0}} = Softmax(s{{0}}) {{0}} = MatMul(w{{0}}, v)"
     norm = "m = ReduceMean(v, last) d = Sub(v, m) dd = Mul(d, d) t = ReduceMean(dd, last) e = Add(t, eps) r = Sqrt(e)"
     model = ir.from_onnx_text(f"""
@@ -229,12 +230,13 @@ def test_sites_in_the_body_of_an_if_are_lifted_there(masked: str, compare: Compa
             => (float[B, 2, S, 8] y, float[B, 2, S, 8] c)
         <float low = {{-inf}}, int64[1] last = {{-1}}, float eps = {{1e-3}}, float root = {{1.4142135}},
          float one = {{1}}, float half = {{0.5}}> {{
+            {attend.format("c") if first else ""}
             y = If (flag) <
                 then_branch = then () => (float[B, 2, S, 8] a) {{ {attend.format("a")} }},
                 else_branch = other () => (float[B, 2, S, 8] b) {{
                     {norm} n = Div(d, r) u = Div(n, root) f = Erf(u) g = Add(f, one) h = Mul(n, g) b = Mul(h, half) }}
             >
-            {attend.format("c")}
+            {"" if first else attend.format("c")}
         }}""")
     lifted = lift(model)
     assert sorted((site.kind, site.status) for site in lifted.log.sites) == [
