@@ -8,8 +8,8 @@ from pathlib import Path
 
 from .artifact import Artifact, load_all
 from .compare.verify import verify
-from .errors import Exit, worst
-from .manifest import Build, Manifest, TargetRecord, read, write
+from .errors import DeviceError, Exit, worst
+from .manifest import Build, Manifest, TargetRecord, Verified, read, write
 from .passes import TARGETS
 from .records import digests
 from .runtimes import RUNTIMES, BuildRequest
@@ -30,9 +30,12 @@ def finish(
     for artifact in load_all(folder):
         record = artifact.record
         progress(f"{artifact.label} ...")
-        if record.status == "lowered":
-            _build(artifact)
-        record.verified = verify(spec, artifact)
+        try:
+            if record.status == "lowered":
+                _build(artifact)
+            record.verified = verify(spec, artifact)
+        except DeviceError as error:  # a device is here, but cannot be used; the other targets go on
+            record.verified = Verified(verdict="no device here", reason=str(error))
         write(artifact.manifest, artifact.folder)
         _enter(record, artifact, manifest, folder)
         progress(f"{artifact.label}: {record.status}, {record.verified.verdict}")

@@ -103,7 +103,7 @@ def ship(
         samples, machine = (latency.samples, latency.machine) if latency else ({}, {})
         write_report(manifest, samples, folder / "report.html", machine)
         write(manifest, folder)
-    return Shipment(manifest, recipe.out, latency, exit_code(manifest))
+    return Shipment(manifest, recipe.out, latency, exit_code(manifest, require))
 
 
 def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
@@ -132,12 +132,13 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
             optimized = optimize(shared.lifted, str(job))
             ops = {"golden": count_ops(shared.golden), "lifted": count_ops(shared.lifted.model)}
             record = describe(job, optimized, ops)
-            if "build" in step.does:
-                build_into(record, optimized, shared.ranges, own, shared.store)
-            else:
-                lower_into(record, optimized, own, step.why)
             record.verified = Verified(verdict="no device here", reason=step.why)
-            if "verify" in step.does:
+            if "build" not in step.does:
+                lower_into(record, optimized, own, step.why)
+            elif (unusable := build_here(record, optimized, shared, own)) is not None:
+                lower_into(record, optimized, own, unusable)
+                record.verified = Verified(verdict="no device here", reason=unusable)
+            elif "verify" in step.does:
                 record.verified = verify_recorded(Artifact(own, manifest, record), shared.recorded)
         except BuildError as error:
             record = failed(job, error)
@@ -145,6 +146,15 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
             own.mkdir()
         say(f"{record.status}, {record.verified.verdict}")
     return record
+
+
+def build_here(record: TargetRecord, optimized: Optimized, shared: Prepared, folder: Path) -> str | None:
+    """Build; None if it was done, else why the device that is here cannot be used (a library of it is missing)."""
+    try:
+        build_into(record, optimized, shared.ranges, folder, shared.store)
+    except DeviceError as error:
+        return str(error)
+    return None
 
 
 def failed(job: Job, error: GraphwrightError) -> TargetRecord:
@@ -216,10 +226,11 @@ def check_required(steps: list[Step], require: bool) -> None:
         raise DeviceError(f"--require: this machine cannot run {'; '.join(absent)}.")
 
 
-def exit_code(manifest: Manifest) -> Exit:
-    """The code that stands for all targets' outcomes."""
+def exit_code(manifest: Manifest, require: bool = False) -> Exit:
+    """The code that stands for all targets' outcomes; with `require` a target without a verdict counts too."""
     codes = [Exit.BUILD for record in manifest.targets if record.status == "failed"]
     codes += [Exit.VERIFICATION for record in manifest.targets if record.verified.verdict == "failed"]
+    codes += [Exit.DEVICE for record in manifest.targets if require and record.verified.passed is None]
     return worst(codes)
 
 

@@ -1,0 +1,32 @@
+"""The route where a device is there but cannot be used: the target is lowered, the others go on."""
+
+from pathlib import Path
+
+import torch
+
+import graphwright as gw
+from graphwright.artifact import Artifact
+from graphwright.compare.verify import verify
+from graphwright.errors import Exit
+from graphwright.pipeline import exit_code, make_target, prepare
+from graphwright.recipe import Step, make_recipe
+from graphwright.records import start_manifest
+from graphwright.spec import Job
+
+
+def test_a_device_that_does_not_start_leaves_its_target_lowered(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    spec = gw.ModelSpec(torch.nn.Linear(16, 16).eval(), {"input": torch.randn(2, 16)}, {"input": {0: "batch"}})
+    recipe = make_recipe(source="linear", targets=("ort-cuda:fp16",), out=tmp_path)
+    shared = prepare(spec, recipe, print)
+    manifest = start_manifest(spec, {"text": "linear"}, shared.lifted, shared.ranges)
+    # what the plan says where a driver is found; ONNX Runtime's CUDA provider then does not start here
+    step = Step(Job("ort-cuda", "fp16"), "lower, build, verify, measure", "its runtime and device are here")
+    record = make_target(step, shared, manifest, tmp_path, print)
+    assert (record.status, record.verified.verdict) == ("lowered", "no device here")
+    assert "CUDA" in record.reason
+    assert (tmp_path / step.job.folder / record.graph).is_file()
+    assert verify(spec, Artifact(tmp_path / step.job.folder, manifest, record)).passed is None
+    manifest.targets.append(record)
+    assert exit_code(manifest) is Exit.OK
+    assert exit_code(manifest, require=True) is Exit.DEVICE
