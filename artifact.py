@@ -41,7 +41,10 @@ class Artifact:
     @property
     def golden(self) -> Path | None:
         """Inputs and reference outputs kept with the artifact, if any."""
-        return self.folder / self.manifest.golden if self.manifest.golden else None
+        name = self.manifest.golden
+        if Path(name).name != name or name == "..":
+            raise InputError(f"{self.folder}: its manifest names {name!r} as recorded inputs, outside of its folder.")
+        return self.folder / name if name else None
 
     def missing(self) -> str | None:
         """Why it cannot be run here; None if it can."""

@@ -191,3 +191,11 @@ def test_nothing_outside_of_its_folder_is_opened(folder: Path) -> None:
     elsewhere(manifest, manifest.targets[0])
     with pytest.raises(InputError, match=r"lacks '\.\./model\.onnx', which its manifest lists: build it again\."):
         Artifact(folder, manifest, manifest.targets[0]).open()
+
+
+@pytest.mark.parametrize("name", ["../golden.safetensors", "/etc/hostname", ".."])
+def test_recorded_inputs_outside_of_the_folder_are_refused(out: Path, name: str) -> None:
+    artifact = load(out / "ort-cpu-fp32")
+    artifact.manifest.golden = name
+    with pytest.raises(InputError, match="outside of its folder"):
+        _ = artifact.golden
