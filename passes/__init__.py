@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..spec import Calibration, Job
 from .base import Trail
 from .lift import Lifted, lift
+from .lift.functions import inline
 from .lower import TARGETS, lower, parse_job
 from .quantize import quantize
 from .sites import Site, SiteLog, lowered_to
@@ -47,7 +48,9 @@ def optimize(
         raise UsageError(f"{job} takes no calibration data: {job.precision} is not calibrated. Leave it out.")
     lifted = golden if isinstance(golden, Lifted) else lift(golden)
     trail = Trail()
-    precise = quantize(lifted.model.clone(), job.precision, trail)
+    model = lifted.model.clone()
+    inline(model)  # no target has forms of its own for graphwright's functions yet
+    precise = quantize(model, job.precision, trail)
     return Optimized(lower(precise, job, trail), lifted.log, job, lifted, trail)
 
 

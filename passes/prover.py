@@ -31,6 +31,8 @@ LARGEST = 400  # nodes in a region; a site is a few dozen
 
 VIEWS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Identity", "Flatten", "Not"})
 
+Functions = Mapping[ir.OperatorIdentifier, ir.Function]
+
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -51,6 +53,7 @@ class Proof:
 class Prover:
     """Proofs of one lift, shared by equal sites."""
 
+    functions: Functions = field(default_factory=dict)  # of the model whose rewrites are proved
     proofs: dict[str, Proof] = field(default_factory=dict)
     asked: int = 0
     seconds: float = 0.0
@@ -75,13 +78,13 @@ class Prover:
             region = Region(old, new, leaves, mask)
             digest = region.digest()
             if digest not in self.proofs:
-                self.proofs[digest] = _run(region)
+                self.proofs[digest] = _run(region, self.functions)
         except UnprovableError:
             # shapes that the file does not tell: one size for all unknown dims of one axis, which fits most sites
             region = Region(old, new, leaves, mask, guess=True)
             digest = region.digest()
             if digest not in self.proofs:
-                self.proofs[digest] = _run(region)
+                self.proofs[digest] = _run(region, self.functions)
         return self.proofs[digest]
 
 
@@ -216,8 +219,8 @@ class Region:
         total.update(repr([numbers[value] for value in self.results.values()]).encode())
         return total.hexdigest()
 
-    def model(self) -> bytes:
-        """The region by itself: leaves in, the two results out."""
+    def model(self, functions: Functions) -> bytes:
+        """The region by itself: leaves in, the two results out; with those of `functions` that it calls."""
         values: dict[ir.Value, ir.Value] = {}
         for index, leaf in enumerate(self.leaves):
             values[leaf] = ir.Value(
@@ -237,10 +240,13 @@ class Region:
             outputs,
             nodes=nodes,
             initializers=[values[constant] for constant in self.constants],
-            opset_imports={"": 23},
+            opset_imports={"": 23, **{node.domain: 1 for node in nodes if node.domain}},
             name="region",
         )
-        data: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+        called = [
+            functions[key].clone() for key in dict.fromkeys(map(ir.Node.op_identifier, nodes)) if key in functions
+        ]
+        data: bytes = ir.to_proto(ir.Model(graph, ir_version=10, functions=called)).SerializeToString()
         return data
 
 
@@ -293,12 +299,12 @@ def _text(attribute: ir.Attr) -> str:
     return repr(attribute.value)
 
 
-def _run(region: Region) -> Proof:
+def _run(region: Region, functions: Functions) -> Proof:
     dims = [dim for leaf in region.leaves for dim in region.dims(leaf) if not isinstance(dim, int)]
     names = sorted({name for dim in dims for name in _names(dim)})
     worst, scale, shapes, undefined, defined = 0.0, 1.0, 0, 0, 0
     random = np.random.default_rng(0)
-    model = region.model()
+    model = region.model(functions)
     try:
         session = OrtSession(model, [PROVIDER], optimize=False)
     except GraphwrightError as error:

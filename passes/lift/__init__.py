@@ -34,7 +34,7 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
     Raises BuildError if a pass fails, InputError if the file is unreadable.
     """
     model = _take(golden)
-    log, trail, prover = SiteLog(), Trail(), Prover()
+    log, trail, prover = SiteLog(), Trail(), Prover(model.functions)
     passes = [
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
