@@ -49,6 +49,28 @@ class Proof:
     undefined: int = 0  # rows of queries with no allowed key, left out
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What tells of an attention's result which rows are undefined: those of queries that the mask allows no key.
+
+    `mask` broadcasts to [batch, heads, queries, keys]; `attention` is [batch, heads, queries, size]. The result that is
+    proved may lie in another shape; `flipped`: with its last two axes swapped.
+    """
+
+    mask: ir.Value
+    attention: ir.Value | None = None  # None: the result itself
+    flipped: bool = False
+
+    def undefined(self, results: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Where the result "old" is undefined, as booleans that broadcast to it."""
+        mask, old = results["mask"], results["old"]
+        allows = np.asarray((mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1))
+        left_out = ~np.broadcast_to(allows, results["attention"].shape[:-1])
+        if self.flipped:
+            return left_out.reshape(*old.shape[:-2], 1, old.shape[-1])
+        return left_out.reshape(*old.shape[:-1], 1)
+
+
 @dataclass
 class Prover:
     """Proofs of one lift, shared by equal sites."""
@@ -58,30 +80,29 @@ class Prover:
     asked: int = 0
     seconds: float = 0.0
 
-    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], mask: ir.Value | None = None) -> Proof:
+    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], rows: Rows | None = None) -> Proof:
         """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite.
 
-        `mask` [..., queries, keys] is that of an attention: rows of queries that it allows no key are undefined, so
-        they are left out and counted.
+        `rows` of an attention: which of its rows are undefined; they are left out and counted.
         """
         start = time.perf_counter()
         self.asked += 1
         try:
-            return self._prove(old, new, list(dict.fromkeys(leaves)), mask)
+            return self._prove(old, new, list(dict.fromkeys(leaves)), rows)
         except UnprovableError as error:
             return Proof(equal=False, reason=f"could not be proved: {error}")
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _prove(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None) -> Proof:
+    def _prove(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None) -> Proof:
         try:
-            region = Region(old, new, leaves, mask)
+            region = Region(old, new, leaves, rows)
             digest = region.digest()
             if digest not in self.proofs:
                 self.proofs[digest] = _run(region, self.functions)
         except UnprovableError:
             # shapes that the file does not tell: one size for all unknown dims of one axis, which fits most sites
-            region = Region(old, new, leaves, mask, guess=True)
+            region = Region(old, new, leaves, rows, guess=True)
             digest = region.digest()
             if digest not in self.proofs:
                 self.proofs[digest] = _run(region, self.functions)
@@ -102,7 +123,6 @@ class ProvedPass(GraphPass):
         new: ir.Node,
         spelling: str,
         leaves: Iterable[ir.Value] = (),
-        mask: ir.Value | None = None,
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
@@ -113,7 +133,7 @@ class ProvedPass(GraphPass):
         new.outputs[0].shape, new.outputs[0].type = old.shape, old.type
         if self.prover is not None:
             read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
-            proof = self.prover.prove(old, new.outputs[0], map(root, read), mask)
+            proof = self.prover.prove(old, new.outputs[0], map(root, read))
             if not proof.equal:
                 self.log.declined(kind, end, spelling, proof.reason)
                 for index in range(len(new.inputs)):  # it must not stay a reader of what it will not compute
@@ -122,6 +142,36 @@ class ProvedPass(GraphPass):
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)
         self.log.lifted(kind, new, spelling)
+        return True
+
+    def swap(
+        self,
+        kind: str,
+        end: ir.Node,
+        new: ir.Value,
+        core: ir.Node,
+        spelling: str,
+        leaves: Iterable[ir.Value],
+        rows: Rows | None = None,
+        quiet: bool = False,
+    ) -> bool:
+        """Let `new`, whose nodes stand in front of `end` already, take the place of `end`'s result, if both are equal.
+
+        `core` is the node that the site has become. If they differ, what was made stays without a reader; with `quiet`
+        nothing is logged, because another rewrite is still to be tried.
+        """
+        old = end.outputs[0]
+        proof = self.prover.prove(old, new, map(root, leaves), rows) if self.prover is not None else Proof(equal=True)
+        assert end.graph is not None
+        if not proof.equal:
+            if not quiet:
+                self.log.declined(kind, end, spelling, proof.reason)
+            return False
+        if old.is_graph_output():
+            new.name, old.name = old.name, None
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        end.graph.remove(end, safe=True)
+        self.log.lifted(kind, core, spelling)
         return True
 
 
@@ -142,14 +192,19 @@ class Region:
     """The nodes between leaves and results, in order, and everything that flows in."""
 
     def __init__(
-        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], mask: ir.Value | None = None, guess: bool = False
+        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None = None, guess: bool = False
     ) -> None:
         self.guess = guess
-        self.results = {"old": old, "new": new} | ({"mask": mask} if mask is not None else {})
+        self.rows = rows
+        self.results = {"old": old, "new": new}
+        if rows is not None:
+            self.results |= {"mask": rows.mask, "attention": new if rows.attention is None else rows.attention}
         # a leaf whose shape is not known cannot be drawn: what it is computed from takes its place
+        leaves = [leaf for leaf in leaves if leaf.const_value is None]  # a constant is what it is
         self.leaves = dict.fromkeys(leaf for leaf in leaves if self._is_known(leaf) or leaf.producer() is None)
         self.constants: dict[ir.Value, None] = {}
         self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
+        self._sized: dict[ir.Value, bool] = {}
         found: dict[ir.Node, None] = {}
         for value in self.results.values():
             self._collect(value, found)
@@ -164,12 +219,14 @@ class Region:
             self.constants[value] = None
             return
         is_data = value.dtype in (*_FLOATS, *_HALVES, ir.DataType.BOOL)
-        if node is None or (is_data and self._is_known(value) and not self._reaches_leaf(value, set())):
+        free = is_data and self._is_known(value) and not self._reaches_leaf(value, set())
+        if node is None or (free and not self._follows_from_sizes(value)):
             # an input of the graph, or data that the site only reads: any values will do, the same for both
             self.leaves[value] = None
             return
-        if node.op_type == "Shape" and node.inputs[0] is not None and not self._reaches_leaf(node.inputs[0], set()):
-            self.leaves[node.inputs[0]] = None
+        source = node.inputs[0] if node.op_type == "Shape" else None
+        if source is not None and source.producer() not in found and not self._reaches_leaf(source, set()):
+            self.leaves[source] = None
         if len(found) > LARGEST:
             raise UnprovableError(f"its region has more than {LARGEST} nodes")
         for operand in node.inputs:
@@ -188,6 +245,16 @@ class Region:
         reaches = any(self._reaches_leaf(operand, seen) for operand in node.inputs if operand is not None)
         self._reaches[value] = reaches
         return reaches
+
+    def _follows_from_sizes(self, value: ir.Value) -> bool:
+        """Whether `value` is computed from constants and sizes alone: a causal mask is what it is, and not drawn."""
+        if value not in self._sized:
+            node = value.producer()
+            operands = [operand for operand in node.inputs if operand is not None] if node is not None else []
+            self._sized[value] = value.const_value is not None or (
+                node is not None and (node.op_type in ("Shape", "Size") or all(map(self._follows_from_sizes, operands)))
+            )
+        return self._sized[value]
 
     def _is_known(self, value: ir.Value) -> bool:
         dims = value.shape or ()
@@ -321,9 +388,9 @@ def _run(region: Region, functions: Functions) -> Proof:
             except GraphwrightError as error:
                 raise UnprovableError(str(error)) from error
             old, new = results["old"].astype(np.float64), results["new"].astype(np.float64)
-            if old.shape == new.shape and "mask" in results:
-                left_out = ~np.broadcast_to(_allows(results["mask"]), old.shape[:-1])
-                old[left_out], new[left_out] = 0, 0
+            if old.shape == new.shape and region.rows is not None:
+                left_out = region.rows.undefined(results)
+                old, new = np.where(left_out, 0, old), np.where(left_out, 0, new)
                 undefined += int(left_out.sum())
                 defined += int((~left_out).sum())
             if old.shape != new.shape:
@@ -338,11 +405,6 @@ def _run(region: Region, functions: Functions) -> Proof:
     if undefined and not defined:
         raise UnprovableError("its mask allows no row any key")
     return Proof(True, "", worst, scale, shapes, undefined)
-
-
-def _allows(mask: np.ndarray) -> np.ndarray:
-    """[..., queries, keys] -> [..., queries]: whether any key is allowed."""
-    return np.asarray((mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1))
 
 
 def _bind(region: Region, bound: dict[str, int]) -> dict[str, int]:

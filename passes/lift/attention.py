@@ -1,17 +1,19 @@
 """Attention, whatever the exporter spelled -> one standard `Attention` (opset 23), [batch, heads, length, head size].
 
-From each Softmax the dataflow is walked both ways:
+From each Softmax the dataflow is walked both ways, to the product of Q and K (scores.py) and to that with V
+(weights.py):
 
-    softmax(scale * Q Kt + mask) V   ->   Attention(Q, K, V, mask; scale)
+    softmax(cap * tanh(scale * Q Kt / cap) + mask) V * gate   ->   Attention(Q, K, V, mask; scale, softcap) * gate
 
-Legal cases: 1. softmax over the last axis of rank-4 scores of rank-4 Q, K, V, none of which the product broadcasts
-(K and V may have one head for all of Q's); 2. scores = Q Kt, scaled by constants of one element at Q, at K, at the
-scores or at several of these; 3. then masks that do not broadcast the scores, added, or by Where(allowed, scores, low)
-or Where(forbidden, low, scores); 4. between softmax and the product with V only a NaN guard, Identity, Dropout at
-inference, or a cast to the same type; 5. no value inside is read outside of it. A ready-made `Attention` is normalised:
-its scale explicit, its mask's last two dims the query and key length. An additive mask that is Where(allowed, 0, low)
-becomes the boolean mask `allowed`: for every row with an allowed key both are the same (rows without one are undefined,
-see docs/design.md).
+Legal cases: 1. products of any rank, Q and K in either order, softmax over the axis of the keys; 2. scores scaled by
+constants of one element at Q, at K, at the scores or at several of these, or by tensors that are the same for all keys,
+which go to Q; 3. then a soft-cap; 4. then masks (masks.py), added or by Where, also scaled together with the scores;
+5. between softmax and the product with V gates that are the same for all keys, and what changes nothing; 6. Transposes
+and Reshapes that keep batch and heads, queries, and keys apart; 7. no value inside is read outside of it. K and V whose
+heads were repeated for Q's become those with fewer heads. A mask that is only causal becomes `is_causal`.
+
+A ready-made `Attention` is normalised: its scale explicit, its mask as small as can be, with the query and key length
+as last two dims, repeated heads of K and V not repeated.
 
 Source of the semantics: ONNX operator specification, Attention-23.
 """
@@ -19,50 +21,40 @@ Source of the semantics: ONNX operator specification, Attention-23.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..base import MisfitError
-from ..prover import ProvedPass
+from ..prover import ProvedPass, Rows
 from ..sites import inherit
-from .masks import LOW, expand, negate, simplify
-from .values import (
-    add_constant,
-    consumers,
-    dim,
-    insert,
-    once,
-    only_consumer,
-    producer,
-    rank,
-    scalar,
-    split_scalar,
-)
+from .frames import Group
+from .masks import expand, join, narrow, negate, simplify
+from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated, unscaled
+from .scores import Factor, Mask, ScoreReader, Scores
+from .values import add_constant, consumers, dim, dims, insert, rank, shape_only
+from .weights import WeightReader, Weights, same_for
+
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
-class Mask:
-    """An added mask, or the condition of a Where: the keys that are allowed, or those that it `forbids`."""
-
-    value: ir.Value
-    forbids: bool = False
-
-
-@dataclass
 class Pattern:
     """What was read off the dataflow around one Softmax."""
 
     softmax: ir.Node
-    query: ir.Value
-    key: ir.Value  # Kt: [batch, heads, size, length]
-    value: ir.Value
-    scale: float
-    end: ir.Node  # the product with V
-    masks: list[Mask] = field(default_factory=list)
-    spelling: list[str] = field(default_factory=list)
+    scores: Scores
+    weights: Weights
+    keys: Group
+
+    @property
+    def spelling(self) -> str:
+        """In words, from the product of Q and K on."""
+        operands = [unscaled(value)[1] for value in self.scores.product.inputs]
+        ready = ["scaled Q, K"] * any(scale != 1 for scale in operands)
+        return ", ".join(["softmax(QK)V", *self.scores.spelling, *ready, *self.weights.spelling])
 
 
 class LiftAttention(ProvedPass):
@@ -75,290 +67,236 @@ class LiftAttention(ProvedPass):
                 modified |= self._normalise(node)
             elif node.domain == "" and node.op_type == "Softmax":
                 modified |= self._lift(node)
+        RemoveUnusedNodesPass()(model)  # what was made for a rewrite that was not made after all
         return ir.passes.PassResult(model, modified)
 
     def _lift(self, softmax: ir.Node) -> bool:
         try:
             pattern = _read(softmax)
+            return self._replace(pattern)
         except MisfitError as misfit:
             if _is_site(softmax):
                 self.log.missed("attention", softmax, "softmax", str(misfit))
             return False
-        key, scale = _untranspose(pattern.key, pattern.end)
-        masks = _masks(pattern)
-        mask = _join(pattern, masks, key)
-        attention = inherit(ir.node("Attention", [pattern.query, key, pattern.value, mask]), softmax)
-        attention.attributes["scale"] = ir.AttrFloat32("scale", pattern.scale * scale)
-        leaves = [pattern.query, key, pattern.value, *masks]
-        return self.replace("attention", pattern.end, attention, ", ".join(pattern.spelling), leaves, mask)
+
+    def _replace(self, pattern: Pattern) -> bool:
+        end, inputs = pattern.weights.end, _operands(pattern)
+        mask = join(end, inputs.masks)
+        full = None if mask is None else expand(mask, end, inputs.query, inputs.key)
+        # a mask that follows from sizes may allow everything, or be the causal one: proved before it is believed
+        sized = mask is not None and all(map(shape_only, inputs.masks))
+        tries: list[tuple[ir.Value | None, bool]] = [(None, False), (None, True), (full, False)]
+        for given, causal in tries if sized else tries[2:]:
+            core = _attention(pattern, inputs, given, causal)
+            made = _finish(pattern, core, inputs)
+            rows = None if full is None else Rows(full, core.outputs[0], pattern.weights.flipped)
+            quiet = given is not full
+            if self.swap("attention", end, made, core, pattern.spelling, inputs.leaves, rows, quiet=quiet):
+                return True
+        return False
 
     def _normalise(self, node: ir.Node) -> bool:
-        """The exporter's own Attention: explicit scale, full mask."""
-        query, key, _, mask, past, *_ = [*node.inputs, None, None]
-        modified = False
-        # of inputs [batch, length, heads * size] the attribute tells the heads
-        heads = 1 if rank(query) == 4 else node.attributes.get_int("q_num_heads", 0)
-        width = dim(query, -1)
-        if "scale" not in node.attributes and heads and isinstance(width, int):
-            node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(width // heads))
-            modified = True
-        if mask is not None and query is not None and key is not None and None not in (rank(query), rank(key)):
-            read = len(node.outputs) > 3  # the fourth output may be the scores as they are behind the mask
-            full = expand(mask if read else simplify(mask), node, query, key, past is not None)
+        """The exporter's own Attention."""
+        query, key, value, mask, past, *_ = [*node.inputs, None, None]
+        modified = _make_scale_explicit(node)
+        if query is None or key is None or value is None or None in (rank(query), rank(key)):
+            self.log.lifted("attention", node, "Attention")
+            return modified
+        if mask is not None:
+            full = expand(mask, node, query, key, past is not None)
             modified |= full is not mask
             node.replace_input_with(3, full)
+        if len(node.outputs) == 1 and past is None and self._shrink(node, query, key, value, mask):
+            return True
         self.log.lifted("attention", node, "Attention")
         return modified
 
+    def _shrink(self, node: ir.Node, query: ir.Value, key: ir.Value, value: ir.Value, mask: ir.Value | None) -> bool:
+        """The same with the smallest mask, and with K and V as they were before their heads were repeated."""
+        small = None if mask is None else simplify(narrow(mask))
+        few_keys, few_values = _fewer_heads(query, key, value)
+        if small is mask and few_keys is key:
+            return False
+        full = None if small is None else expand(small, node, query, few_keys)
+        new = inherit(ir.node("Attention", [query, few_keys, few_values, full], dict(node.attributes)), node)
+        new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+        assert node.graph is not None
+        node.graph.insert_before(node, new)
+        leaves = [query, few_keys, few_values, *([] if small is None else [small])]
+        rows = None if full is None else Rows(full, new.outputs[0])
+        return self.swap("attention", node, new.outputs[0], new, "Attention", leaves, rows, quiet=True)
+
+
+def _make_scale_explicit(node: ir.Node) -> bool:
+    query = node.inputs[0]
+    # of inputs [batch, length, heads * size] the attribute tells the heads
+    heads = 1 if rank(query) == 4 else node.attributes.get_int("q_num_heads", 0)
+    width = dim(query, -1)
+    if "scale" in node.attributes or not heads or not isinstance(width, int):
+        return False
+    node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(width // heads))
+    return True
+
 
 def _read(softmax: ir.Node) -> Pattern:
-    scores = softmax.inputs[0]
-    if rank(scores) != 4:
-        raise MisfitError(f"the scores have rank {rank(scores)}, not 4")
-    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
-        raise MisfitError(f"softmax is over axis {softmax.attributes.get_int('axis', -1)}, not the last")
-    end, value, guard = _weights_to_output(softmax)
-    read = _read_scores(scores)
-    query, query_scale = _unscale(read.product.inputs[0])
-    key, key_scale = _unscale(read.product.inputs[1])
-    _check_dims(query, key, value, [mask.value for mask in read.masks])
-    return Pattern(
-        softmax=softmax,
-        query=query,
-        key=key,
-        value=value,
-        scale=read.scale * query_scale * key_scale,
-        end=end,
-        masks=read.masks,
-        spelling=[
-            "softmax(QK)V",
-            *read.spelling,
-            *["scaled Q, K"] * (query_scale != 1 or key_scale != 1),
-            *guard,
-        ],
-    )
-
-
-def _check_dims(query: ir.Value, key: ir.Value, value: ir.Value, masks: list[ir.Value]) -> None:
-    """MatMul, Add and Where broadcast; `Attention` does not, but for one K and V head for all heads of Q."""
-    ranks = [rank(operand) for operand in (query, key, value)]
-    if ranks != [4, 4, 4]:
-        raise MisfitError(f"Q, K and V have ranks {ranks}, not 4")
-    for axis, name in ((0, "batch"), (1, "head")):
-        q, k, v = (dim(operand, axis) for operand in (query, key, value))
-        if _broadcasts(k, v) or _broadcasts(v, k) or _broadcasts(q, k) or (axis == 0 and _broadcasts(k, q)):
-            raise MisfitError(f"the {name} dims of Q, K and V are {q}, {k} and {v}: one is broadcast")
-    sizes = [dim(query, 0), dim(query, 1), dim(query, 2), dim(key, 3)]
-    for mask in masks:
-        wide = [axis for axis in range(-4, 0) if _broadcasts(sizes[axis], dim(mask, axis))]
-        if wide or (rank(mask) or 0) > 4:
-            raise MisfitError(f"a mask of shape {mask.shape} broadcasts the scores {sizes}")
-
-
-def _broadcasts(size: int | str | None, other: int | str | None) -> bool:
-    """Whether an axis of `size` is known to be repeated to meet `other`."""
-    return size == 1 and other is not None and other != 1
-
-
-def _weights_to_output(softmax: ir.Node) -> tuple[ir.Node, ir.Value, list[str]]:
-    """The product with V, V, and what stood between."""
-    weights, passed = softmax.outputs[0], []
-    while True:
-        guarded = _past_nan_guard(weights)
-        if guarded is not None:
-            weights = guarded
-            passed.append("NaN guard")
-            continue
-        node = only_consumer(weights)
-        if node is None:
-            raise MisfitError("the attention weights are read more than once, or are an output of the graph")
-        if node.op_type == "MatMul" and node.inputs[0] is weights and node.inputs[1] is not None:
-            return node, node.inputs[1], passed
-        if not _passes_on(node, weights):
-            raise MisfitError(f"{node.op_type} stands between softmax and the product with V")
-        weights = node.outputs[0]
-
-
-def _passes_on(node: ir.Node, weights: ir.Value) -> bool:
-    """Whether `node` gives `weights` as they are."""
-    if node.op_type == "Dropout":
-        training = node.inputs[2] if len(node.inputs) > 2 else None
-        return training is None or scalar(training) == 0
-    return node.op_type in ("Identity", "Cast") and _same_type(node.outputs[0], weights)
-
-
-def _same_type(one: ir.Value | None, other: ir.Value) -> bool:
-    return one is not None and one.dtype is not None and one.dtype == other.dtype
-
-
-def _past_nan_guard(weights: ir.Value) -> ir.Value | None:
-    """Where(IsNaN(w), 0, w), which the exporter writes for rows with no allowed key -> its output."""
-    readers = consumers(weights)
-    checks = [node for node in readers if node.op_type == "IsNaN"]
-    choices = [node for node in readers if node.op_type == "Where"]
-    if len(readers) != 2 or len(checks) != 1 or len(choices) != 1 or weights.is_graph_output():
-        return None
-    condition, zero, kept = choices[0].inputs
-    if condition is checks[0].outputs[0] and scalar(zero) == 0 and kept is weights:
-        return choices[0].outputs[0]
-    return None
-
-
-@dataclass
-class Scores:
-    """What lies between softmax's input and the product of Q and K."""
-
-    product: ir.Node
-    scale: float = 1.0
-    masks: list[Mask] = field(default_factory=list)
-    spelling: list[str] = field(default_factory=list)
-
-
-def _read_scores(scores: ir.Value | None) -> Scores:
-    """From softmax's input back to Q Kt."""
-    node = producer(scores)
-    if scores is None or node is None:
-        raise MisfitError("the scores are no result of a standard op")
-    if scores.is_graph_output() or len(consumers(scores)) != 1:
-        raise MisfitError(f"the scores behind {node.op_type} are read more than once")
-    if node.op_type == "MatMul":
-        return Scores(node)
-    if node.op_type == "Add":
-        return _read_sum(node)
-    if node.op_type in ("Mul", "Div") and (step := _scaled(node)) is not None:
-        inner = _read_scores(step[0])
-        if inner.masks:
-            raise MisfitError("the scores are scaled after the mask was applied")
-        return Scores(inner.product, inner.scale * step[1], [], [*inner.spelling, "scaled scores"])
-    if node.op_type in ("Identity", "Cast") and _same_type(node.inputs[0], scores):
-        return _read_scores(node.inputs[0])
-    if node.op_type == "Where" and (chosen := _masked(node)) is not None:
-        inner = _read_scores(chosen[0])
-        return Scores(inner.product, inner.scale, [*inner.masks, chosen[1]], [*inner.spelling, "Where mask"])
-    raise MisfitError(f"{node.op_type} stands between the product of Q and K and softmax")
-
-
-def _masked(node: ir.Node) -> tuple[ir.Value | None, Mask] | None:
-    """The scores and the mask of Where(allowed, scores, low) or Where(forbidden, low, scores)."""
-    condition, then, other = node.inputs
-    assert condition is not None
-    for scores, low, forbids in ((then, scalar(other), False), (other, scalar(then), True)):
-        if low is not None and low <= LOW:
-            return scores, Mask(condition, forbids)
-    return None
-
-
-def _read_sum(node: ir.Node) -> Scores:
-    """scores + mask, in either order: the scores are the side that leads to a product."""
-    found: list[tuple[Scores, ir.Value]] = []
-    reasons = []
-    for side, other in (node.inputs, node.inputs[::-1]):
-        assert other is not None
+    """The likeliest reading that fits. Raises MisfitError with the reason of the first that does not."""
+    count = rank(softmax.inputs[0])
+    if count is None:
+        raise MisfitError("the rank of the scores is not known")
+    axis = softmax.attributes.get_int("axis", -1) % count
+    reasons: list[MisfitError] = []
+    for scores in ScoreReader().read(softmax.inputs[0]):
         try:
-            found.append((_read_scores(side), other))
+            return _fit(softmax, scores, axis)
         except MisfitError as misfit:
-            reasons.append(str(misfit))
-    if not found:
-        raise MisfitError("neither side of the Add leads to the product of Q and K: " + "; ".join(reasons))
-    if len(found) == 2:
-        raise MisfitError("both sides of the Add are products: it is not clear which is the mask")
-    inner, mask = found[0]
-    return Scores(inner.product, inner.scale, [*inner.masks, Mask(mask)], [*inner.spelling, "added mask"])
+            reasons.append(misfit)
+    raise reasons[0]
 
 
-def _scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """(x, factor) of x * constant or x / constant."""
-    parts = split_scalar(node)
-    if parts is None:
-        return None
-    value, number = parts
-    if node.op_type == "Mul":
-        return value, number
-    return (value, 1 / number) if value is node.inputs[0] and number != 0 else None
+def _fit(softmax: ir.Node, scores: Scores, axis: int) -> Pattern:
+    keys = scores.frame.axes[axis].group
+    if keys == "lead" or scores.frame.where(keys) != (axis,):
+        raise MisfitError(f"softmax is over axis {axis} of the scores, which is not that of the keys")
+    weights = WeightReader(softmax, scores.frame, keys).read()
+    inside = {*scores.nodes, *weights.nodes}
+    side = {value.producer() for value in (*(m.value for m in scores.masks), *(f.value for f in scores.factors))}
+    for node in scores.nodes:
+        readers = [reader for reader in consumers(node.outputs[0]) if reader.op_type != "Shape"]
+        if not inside.issuperset(readers) or node in side or node.outputs[0].is_graph_output():
+            raise MisfitError(f"the scores behind {node.op_type} are read more than once")
+    for factor in (*scores.shifts, *scores.factors):
+        if not same_for(keys, factor.value, factor.frame):
+            raise MisfitError(f"the scores meet {factor.value.shape}, which is not the same for all keys")
+    return Pattern(softmax, scores, weights, keys)
 
 
-def _unscale(value: ir.Value | None) -> tuple[ir.Value, float]:
-    """`value` without the constants of one element that it was multiplied by, and their product."""
-    assert value is not None
-    scale = 1.0
-    while (node := producer(value, "Mul", "Div")) is not None and (step := _scaled(node)) is not None:
-        if rank(step[0]) != rank(value):
-            break
-        value, factor = step
-        scale *= factor
-    return value, scale
+@dataclass(frozen=True)
+class Operands:
+    """Inputs of the Attention to be made, and the tensors of the graph as it was that they are computed from."""
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    masks: list[ir.Value]
+    scale: float
+    heads: Heads
+    sizes: Sizes
+    leaves: list[ir.Value]
 
 
-def _untranspose(key: ir.Value, end: ir.Node) -> tuple[ir.Value, float]:
-    """K from Kt, without the constants that it was multiplied by before it was transposed, and their product."""
-    node = producer(key, "Transpose", "Reshape")
-    if node is not None and node.op_type == "Transpose":
-        source, scale = _unscale(node.inputs[0])
-        perm = list(node.attributes.get_ints("perm") or [3, 2, 1, 0])
-        perm[-1], perm[-2] = perm[-2], perm[-1]
-        return source if perm == [0, 1, 2, 3] else _transpose(node, source, perm, key), scale
-    flat = producer(node.inputs[0], "Transpose") if node is not None else None
-    if flat is not None and flat.attributes.get_ints("perm") == (0, 2, 1):
-        merged = producer(flat.inputs[0], "Reshape")
-        inner = merged.inputs[0] if merged is not None else None
-        if inner is not None and _only_swaps(inner, flat.inputs[0], key):
-            return _unscale(inner)
-    return _transpose(end, key, [0, 1, 3, 2], key), 1.0
+def _operands(pattern: Pattern) -> Operands:
+    scores, weights, end = pattern.scores, pattern.weights, pattern.weights.end
+    left, left_scale = unscaled(scores.product.inputs[0])
+    right, right_scale = swapped(unscaled(scores.product.inputs[1])[0], end)
+    scale = scores.scale * left_scale * right_scale * unscaled(scores.product.inputs[1])[1]
+    query, key = (left, right) if pattern.keys == "columns" else (right, left)
+    value = swapped(weights.value, end)[0] if weights.flipped else weights.value
+    if weights.flipped:
+        scale_of_value = swapped(weights.value, end)[1]
+        if scale_of_value != 1:
+            raise MisfitError("V is scaled before it is transposed")
+    lead, behind = scores.leads[0], weights.frame.sizes("lead")
+    heads = Heads.of([*scores.leads, behind], query)
+    found = [mask.value for mask in scores.masks]
+    sizes = Sizes(end, [query, key, value, *found])
+    fewer = len(lead) == 2 == len(behind)
+    one = fewer and dim(key, -3) == 1 == dim(value, -3) and lead[1] != 1
+    query = bring(query, lead, heads, sizes)
+    leaves = [query, key, value, *(factor.value for factor in scores.factors)]
+    key = bring(key, lead, heads, sizes, one_head=one)
+    value = bring(value, behind, heads, sizes, one_head=one)
+    for factor in scores.factors:
+        query = _times(query, factor, pattern.keys, heads, sizes)
+    key, value = _fewer_heads(query, key, value)
+    simple = [_simple(mask, sizes.before) for mask in scores.masks]
+    masks = [
+        _mask(mask, value, pattern, heads, sizes, query.dtype) for mask, value in zip(scores.masks, simple, strict=True)
+    ]
+    leaves += [value for value in simple if not shape_only(value)]
+    key, value = cast(key, query.dtype, end), cast(value, query.dtype, end)
+    return Operands(query, key, value, masks, scale, heads, sizes, leaves)
 
 
-def _transpose(before: ir.Node, source: ir.Value, perm: list[int], key: ir.Value) -> ir.Value:
-    """K, of the shape of Kt with its last two axes swapped."""
-    made = insert(before, "Transpose", [source], perm=perm)
-    made.type = key.type
-    made.shape = None if key.shape is None else ir.Shape([key.shape[axis] for axis in (0, 1, 3, 2)])
+def _simple(mask: Mask, before: ir.Node) -> ir.Value:
+    """A mask in its simplest form: boolean, True where a key is allowed, or added."""
+    if mask.kind == "forbidden":
+        return narrow(negate(before, mask.value))
+    small = narrow(mask.value)
+    return simplify(small) if mask.kind == "added" and mask.factor > 0 else small
+
+
+def _mask(
+    mask: Mask, value: ir.Value, pattern: Pattern, heads: Heads, sizes: Sizes, dtype: ir.DataType | None
+) -> ir.Value:
+    """`value`, the mask in its simplest form, scaled and brought to the axes of the standard."""
+    if mask.kind == "added":
+        if value.dtype != ir.DataType.BOOL and mask.factor != 1:
+            assert sizes.before.graph is not None
+            assert value.dtype is not None
+            number = np.array(mask.factor, value.dtype.numpy())
+            factor = add_constant(sizes.before.graph, f"factor.{mask.factor:g}.{value.dtype.name.lower()}", number)
+            made = insert(sizes.before, "Mul", [value, factor])
+            made.type, made.shape = value.type, value.shape
+            value = made
+    value = bring_mask(mask, value, heads, pattern.keys, sizes)
+    return value if value.dtype == ir.DataType.BOOL else cast(value, dtype, sizes.before)
+
+
+def _times(value: ir.Value, factor: Factor, keys: Group, heads: Heads, sizes: Sizes) -> ir.Value:
+    """`value` [batch, heads, length, size] times (or by) a factor that is the same for all keys."""
+    brought = bring_mask(Mask(factor.value, "added", factor.frame), factor.value, heads, keys, sizes)
+    made = insert(sizes.before, "Div" if factor.divides else "Mul", [value, cast(brought, value.dtype, sizes.before)])
+    made.type, made.shape = value.type, value.shape
     return made
 
 
-def _only_swaps(inner: ir.Value, flat: ir.Value | None, key: ir.Value) -> bool:
-    """Whether [B, H, S, D] -> [B*H, S, D] -> [B*H, D, S] -> [B, H, D, S] keeps batch and heads apart as they were."""
-    if rank(inner) != 4 or rank(key) != 4 or rank(flat) != 3:
-        return False
-    batch, heads, length, size = (dim(inner, axis) for axis in range(4))
-    known = None not in (heads, length, size)
-    return (
-        known
-        and [dim(flat, axis) for axis in (1, 2)] == [length, size]
-        and [dim(key, axis) for axis in (1, 2, 3)] == [heads, size, length]
-        and dim(key, 0) in (batch, None)
-    )
+def _fewer_heads(query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """K and V without the repetition of their heads, where both were repeated alike."""
+    (few_keys, keys), (few_values, values) = unrepeated(key), unrepeated(value)
+    same = keys == values != 1 and dim(few_keys, 1) == dim(few_values, 1) and rank(query) == 4
+    return (few_keys, few_values) if same else (key, value)
 
 
-def _masks(pattern: Pattern) -> list[ir.Value]:
-    """The masks that were found, each in its simplest form: boolean, True where a key is allowed, or added."""
-    return [negate(pattern.end, mask.value) if mask.forbids else simplify(mask.value) for mask in pattern.masks]
+def _attention(pattern: Pattern, inputs: Operands, mask: ir.Value | None, causal: bool) -> ir.Node:
+    """The op, which stands nowhere yet."""
+    node = inherit(ir.node("Attention", [inputs.query, inputs.key, inputs.value, mask]), pattern.softmax)
+    node.attributes["scale"] = ir.AttrFloat32("scale", inputs.scale)
+    if pattern.scores.cap:
+        node.attributes["softcap"] = ir.AttrFloat32("softcap", pattern.scores.cap)
+    if causal:
+        node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    wide = pattern.softmax.outputs[0].dtype
+    if inputs.query.dtype in HALVES and wide is not None and wide not in HALVES:
+        node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", int(wide))
+    return node
 
 
-def _join(pattern: Pattern, masks: list[ir.Value], key: ir.Value) -> ir.Value | None:
-    """One mask of all; its last two dims are query and key length."""
-    end = pattern.end
-    if not masks:
-        return None
-    allowed = _fold(end, "And", [mask for mask in masks if mask.dtype == ir.DataType.BOOL])
-    added = _fold(end, "Add", [mask for mask in masks if mask.dtype != ir.DataType.BOOL])
-    total = added if allowed is None else allowed
-    if allowed is not None and added is not None:
-        dtype = (added.dtype or ir.DataType.FLOAT).numpy()
-        assert end.graph is not None
-        lowest = ml_dtypes.finfo(dtype).min  # type: ignore[no-untyped-call]
-        low = add_constant(end.graph, f"lowest.{dtype}", np.array(lowest, dtype))
-        total = once(end, "Where", [allowed, added, low])
-        total.type = added.type
-    assert total is not None
-    return expand(total, end, pattern.query, key)
-
-
-def _fold(site: ir.Node, op_type: str, masks: list[ir.Value]) -> ir.Value | None:
-    """All masks joined by And (boolean) or Add (additive)."""
-    total = masks[0] if masks else None
-    for mask in masks[1:]:
-        assert total is not None
-        total = once(site, op_type, [total, mask])
-    return total
+def _finish(pattern: Pattern, node: ir.Node, inputs: Operands) -> ir.Value:
+    """Put `node` in front of the product with V, and behind it what brings its result to where that product had it."""
+    weights, sizes = pattern.weights, inputs.sizes
+    end, made = weights.end, node.outputs[0]
+    assert end.graph is not None
+    end.graph.insert_before(end, node)
+    made.type = inputs.query.type
+    made.shape = ir.Shape([*(dims(inputs.query) or [])[:3], dim(inputs.value, -1)])
+    for gate in weights.gates:
+        made = _times(made, gate, pattern.keys, inputs.heads, sizes)
+    if weights.scale != 1:
+        assert made.dtype is not None
+        number = np.array(weights.scale, made.dtype.numpy())
+        factor = add_constant(end.graph, f"factor.{weights.scale:g}.{made.dtype.name.lower()}", number)
+        scaled = insert(end, "Mul", [made, factor])
+        scaled.type, scaled.shape = made.type, made.shape
+        made = scaled
+    made = restore(made, weights.frame.sizes("lead"), inputs.heads, sizes)
+    if weights.flipped:
+        own = dims(made) or []
+        flipped = insert(end, "Transpose", [made], perm=[*range(len(own) - 2), len(own) - 1, len(own) - 2])
+        flipped.type, flipped.shape = made.type, ir.Shape([*own[:-2], own[-1], own[-2]])
+        made = flipped
+    made = cast(made, end.outputs[0].dtype, end)
+    made.shape = end.outputs[0].shape or made.shape
+    return made
 
 
 def _is_site(softmax: ir.Node) -> bool:

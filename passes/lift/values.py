@@ -66,6 +66,13 @@ def dim(value: ir.Value | None, axis: int) -> int | str | None:
     return size if isinstance(size, int) else size.value
 
 
+def dims(value: ir.Value | None) -> list[int | str | None] | None:
+    """Sizes and symbols of all axes; None if the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return [dim(value, axis) for axis in range(len(value.shape))]
+
+
 def broadcast(values: Sequence[ir.Value]) -> ir.Shape | None:
     """The shape of an elementwise op on `values`; None if the rank of one is unknown."""
     ranks = [len(value.shape) for value in values if value.shape is not None]
@@ -109,3 +116,19 @@ def once(before: ir.Node, op_type: str, inputs: Sequence[ir.Value]) -> ir.Value:
     made = insert(before, op_type, inputs)
     made.type, made.shape = inputs[0].type, broadcast(inputs)
     return made
+
+
+def shape_only(value: ir.Value, limit: int = 64) -> bool:
+    """Whether `value` follows from constants and the sizes of tensors alone, in at most `limit` steps."""
+    ahead, seen = [value], set[ir.Value]()
+    while ahead:
+        value = ahead.pop()
+        if value in seen or constant(value) is not None:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None or node.domain != "" or len(seen) > limit:
+            return False
+        if node.op_type not in ("Shape", "Size"):
+            ahead += [operand for operand in node.inputs if operand is not None]
+    return True

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphwright.passes.prover import Prover, Region
+from graphwright.passes.prover import Prover, Region, Rows
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 BOOL = ir.TensorType(ir.DataType.BOOL)
@@ -28,7 +28,7 @@ def number(x: float, dtype: type = np.float32) -> ir.Value:
     return ir.Value(name=f"c{x}", const_value=ir.tensor(array), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))
 
 
-Site = tuple[ir.Value, ir.Value, list[ir.Value], ir.Value]
+Site = tuple[ir.Value, ir.Value, list[ir.Value], Rows]
 
 
 def attention(scale: float, mask: bool = True, swap: bool = False) -> Site:
@@ -39,7 +39,7 @@ def attention(scale: float, mask: bool = True, swap: bool = False) -> Site:
     added = op("Add", scores, op("Where", allowed, number(0), number(-1e9)))
     old = op("MatMul", op("Softmax", added, axis=-1), v)
     inputs = [q, v if swap else k, k if swap else v, *[allowed] * mask]
-    return old, op("Attention", *inputs, scale=scale), [q, k, v, allowed], allowed
+    return old, op("Attention", *inputs, scale=scale), [q, k, v, allowed], Rows(allowed)
 
 
 def test_a_right_rewrite_is_proved_at_several_shapes() -> None:

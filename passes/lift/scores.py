@@ -1,0 +1,303 @@
+"""Attention scores, read backwards: from softmax to the product of Q and K, whatever stands between.
+
+What may stand there, in any order that the standard's own order (product, scale, soft-cap, mask, softmax) can be made
+of: factors of one element; factors that are the same for all keys; c * tanh(x / c); masks, added or chosen by Where;
+what is the same for all keys and taken off (softmax does not see it); a lower bound; casts between float types;
+Transposes, and Reshapes within batch, heads, queries or keys. Where two sides of a sum lead to products, both are
+candidates: the other one is then a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+
+from ..base import MisfitError
+from .frames import Dim, Frame
+from .masks import LOW, uniform
+from .values import constant, dim, dims, producer, rank, scalar, split_scalar
+
+DEPTH = 32  # ops between softmax and the product; spellings of today have up to a dozen
+SIDES = 4  # candidates that are followed where sides of sums both lead to products
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What is added to the scores, or says which keys are allowed or forbidden; in the `frame` of the scores there."""
+
+    value: ir.Value
+    kind: Literal["added", "allowed", "forbidden"]
+    frame: Frame
+    factor: float = 1.0  # by which an added mask is multiplied together with the scores
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A tensor that scores or weights are multiplied by, or divided by."""
+
+    value: ir.Value
+    frame: Frame
+    divides: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What stands behind a tensor of scores: cap * tanh(scale * product / cap), then the masks."""
+
+    product: ir.Node
+    frame: Frame
+    scale: float = 1.0
+    cap: float = 0.0
+    factors: tuple[Factor, ...] = ()
+    masks: tuple[Mask, ...] = ()
+    shifts: tuple[Factor, ...] = ()  # what was taken off
+    spelling: tuple[str, ...] = ()
+    nodes: tuple[ir.Node, ...] = ()  # from the product on
+    leads: tuple[tuple[Dim, ...], ...] = ()  # how batch and heads lay on the way
+
+    def behind(self, node: ir.Node, *spelling: str, **changes: object) -> Scores:
+        """These scores behind one more node."""
+        grown = {"nodes": (*self.nodes, node), "spelling": (*self.spelling, *spelling)}
+        return replace(self, **grown, **changes)  # type: ignore[arg-type]
+
+    def scaled(self, node: ir.Node, factor: float) -> Scores:
+        """These scores times a number."""
+        masks = tuple(replace(mask, factor=mask.factor * factor) for mask in self.masks)
+        if any(mask.kind != "added" for mask in masks) and not factor > 0:
+            raise MisfitError("the scores are multiplied by a number that is not positive after a mask was applied")
+        cap = self.cap * abs(factor)
+        return self.behind(node, "scaled scores", scale=self.scale * factor, cap=cap, masks=masks)
+
+    def moved(self, node: ir.Node, frame: Frame) -> Scores:
+        """These scores in another frame."""
+        return self.behind(node, frame=frame, leads=(*self.leads, frame.sizes("lead")))
+
+
+Found = list[Scores]
+
+
+class ScoreReader:
+    """Reads scores of one site; what a value leads to is found once."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, Found | MisfitError] = {}
+
+    def read(self, scores: ir.Value | None, depth: int = DEPTH) -> Found:
+        """The products that `scores` may come from, the likeliest first. Raises MisfitError where there is none."""
+        node = producer(scores)
+        if scores is None or node is None:
+            raise MisfitError("the scores are no result of a standard op")
+        if depth == 0:
+            raise MisfitError(f"more than {DEPTH} ops stand between the product of Q and K and softmax")
+        known = self._known.get(scores)
+        if known is None:
+            try:
+                known = list(self._step(node, depth - 1))[:SIDES]
+            except MisfitError as misfit:
+                known = misfit
+            self._known[scores] = known
+        if isinstance(known, MisfitError):
+            raise known
+        return known
+
+    def _step(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+        if node.op_type == "MatMul":
+            yield _product(node)
+        elif node.op_type in ("Add", "Sub"):
+            yield from self._sum(node, depth)
+        elif node.op_type in ("Mul", "Div"):
+            yield from self._factor(node, depth)
+        elif node.op_type == "Where":
+            yield from self._where(node, depth)
+        elif (step := _UNARY.get(node.op_type)) is not None:
+            for inner in self.read(node.inputs[0], depth):
+                yield step(inner, node)
+        else:
+            raise _between(node)
+
+    def _sides(self, node: ir.Node, depth: int) -> Iterator[tuple[Scores, ir.Value, int]]:
+        """For each side of `node` that leads to a product: the scores there, the other operand, the side."""
+        reasons, found = [], []
+        sides = (0,) if node.op_type in ("Sub", "Div") else (0, 1)
+        for side in sides:
+            other = node.inputs[1 - side]
+            assert other is not None
+            try:
+                found += [(inner, other, side) for inner in self.read(node.inputs[side], depth)]
+            except MisfitError as misfit:
+                reasons.append(str(misfit))
+        if not found and len(sides) == 1:
+            raise _between(node)
+        if not found:
+            raise MisfitError(
+                f"neither side of the {node.op_type} leads to the product of Q and K: {'; '.join(dict.fromkeys(reasons))}"
+            )
+        # scores that lie as their product made them, before those that were transposed to fit
+        yield from sorted(found, key=lambda each: sum(n.op_type == "Transpose" for n in each[0].nodes))
+
+    def _sum(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+        for inner, other, _ in self._sides(node, depth):
+            if node.op_type == "Sub" and (maker := producer(other, "ReduceMax")) is not None:
+                shift = Factor(other, inner.frame)
+                yield replace(inner, shifts=(*inner.shifts, shift), nodes=(*inner.nodes, maker, node))
+            else:
+                sign = -1.0 if node.op_type == "Sub" else 1.0
+                mask = Mask(other, "added", inner.frame, sign)
+                yield inner.behind(node, "added mask", masks=(*inner.masks, mask))
+
+    def _factor(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+        step = scaled(node)
+        if step is not None:
+            for inner in self.read(step[0], depth):
+                yield inner.scaled(node, step[1])
+            return
+        for inner, other, _ in self._sides(node, depth):
+            if node.op_type == "Mul" and is_binary(other):
+                # masked scores become 0 here; the mask that is added behind makes them low
+                yield inner.behind(node, "multiplied mask")
+            elif inner.masks or inner.cap:
+                raise MisfitError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap")
+            else:
+                factor = Factor(other, inner.frame, node.op_type == "Div")
+                yield inner.behind(node, "scaled by a tensor", factors=(*inner.factors, factor))
+
+    def _where(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+        condition, then, other = node.inputs
+        assert condition is not None
+        for scores, value, kind in ((then, other, "allowed"), (other, then, "forbidden")):
+            low = uniform(value)
+            if low is not None and low <= LOW:
+                for inner in self.read(scores, depth):
+                    mask = Mask(condition, kind, inner.frame)  # type: ignore[arg-type]
+                    yield inner.behind(node, "Where mask", masks=(*inner.masks, mask))
+                return
+        raise _between(node)
+
+
+def _between(node: ir.Node) -> MisfitError:
+    return MisfitError(f"{node.op_type} stands between the product of Q and K and softmax")
+
+
+def _product(node: ir.Node) -> Scores:
+    left, right = node.inputs
+    assert left is not None
+    assert right is not None
+    ranks = rank(left), rank(right)
+    if None in ranks or min(r or 0 for r in ranks) < 2:
+        raise MisfitError(f"the ranks of Q and K are {ranks[0]} and {ranks[1]}")
+    for operand in (left, right):
+        if constant(operand) is not None and rank(operand) == 2:
+            raise MisfitError("the product is that of a linear layer: one side is a constant matrix")
+    made = dims(node.outputs[0])
+    lead = made[:-2] if made is not None else _broadcast(dims(left) or [], dims(right) or [])
+    frame = Frame.of(lead, [dim(left, -2)], [dim(right, -1)])
+    return Scores(node, frame, nodes=(node,), leads=(tuple(lead),))
+
+
+def _broadcast(left: list[Dim], right: list[Dim]) -> list[Dim]:
+    """The lead dims of a product of these."""
+    count = max(len(left), len(right)) - 2
+    pairs = zip(([1] * count + left[:-2])[-count:], ([1] * count + right[:-2])[-count:], strict=True) if count else ()
+    return [b if a == 1 else a for a, b in pairs]
+
+
+def scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """(x, factor) of x * constant or x / constant."""
+    parts = split_scalar(node)
+    if parts is None or (rank(parts[0]) is not None and rank(parts[0]) != rank(node.outputs[0])):
+        return None
+    value, number = parts
+    if node.op_type == "Mul":
+        return value, number
+    return (value, 1 / number) if value is node.inputs[0] and number != 0 else None
+
+
+def is_binary(value: ir.Value) -> bool:
+    """Whether `value` is a mask of zeros and ones: a Cast from bool or integers, seen in some way."""
+    node = producer(value)
+    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Expand", "Cast", "Identity", "Transpose"):
+        source = node.inputs[0]
+        if node.op_type == "Cast" and source is not None and source.dtype is not None and not is_float(source.dtype):
+            return True
+        node = producer(source)
+    return False
+
+
+def is_float(dtype: ir.DataType | None) -> bool:
+    """Whether it is one of the float types that attention computes in."""
+    return dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def _capped(inner: Scores, node: ir.Node) -> Scores:
+    if inner.masks or inner.cap:
+        raise MisfitError("Tanh stands behind the mask or behind another Tanh")
+    return inner.behind(node, "soft-cap", cap=1.0)
+
+
+def _same(inner: Scores, node: ir.Node) -> Scores:
+    return inner.behind(node)
+
+
+def _cast(inner: Scores, node: ir.Node) -> Scores:
+    if not is_float(node.outputs[0].dtype):
+        raise _between(node)
+    return inner.behind(node)
+
+
+def _bounded(inner: Scores, node: ir.Node) -> Scores:
+    """Max(scores, lowest) and Clip(scores, lowest): only scores without any weight feel it."""
+    low = uniform(node.inputs[1]) if len(node.inputs) > 1 else None
+    open_above = len(node.inputs) < 3 or node.inputs[2] is None
+    if low is None or low > LOW or not open_above:
+        raise _between(node)
+    return inner.behind(node, "lower bound")
+
+
+def _dropout(inner: Scores, node: ir.Node) -> Scores:
+    if not is_idle_dropout(node):
+        raise _between(node)
+    return inner.behind(node)
+
+
+def is_idle_dropout(node: ir.Node) -> bool:
+    """Whether a Dropout gives its input as it is."""
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    return training is None or scalar(training) == 0
+
+
+def _transposed(inner: Scores, node: ir.Node) -> Scores:
+    return inner.moved(node, transposed(inner.frame, node))
+
+
+def _reshaped(inner: Scores, node: ir.Node) -> Scores:
+    return inner.moved(node, reshaped(inner.frame, node))
+
+
+def transposed(frame: Frame, node: ir.Node) -> Frame:
+    """The frame behind a Transpose."""
+    return frame.transposed(node.attributes.get_ints("perm") or range(len(frame.axes))[::-1])
+
+
+def reshaped(frame: Frame, node: ir.Node) -> Frame:
+    """The frame behind a Reshape, Unsqueeze or Squeeze. Raises MisfitError where it mixes groups."""
+    made = dims(node.outputs[0])
+    if made is None:
+        raise MisfitError(f"the rank of a {node.op_type} of the scores is not known")
+    return frame.reshaped(made)
+
+
+_UNARY: dict[str, Callable[[Scores, ir.Node], Scores]] = {
+    "Tanh": _capped,
+    "Identity": _same,
+    "Cast": _cast,
+    "Max": _bounded,
+    "Clip": _bounded,
+    "Dropout": _dropout,
+    "Transpose": _transposed,
+    "Reshape": _reshaped,
+    "Unsqueeze": _reshaped,
+    "Squeeze": _reshaped,
+}
