@@ -16,6 +16,14 @@ class MisfitError(GraphwrightError):
     """The first edge of a site that did not fit; a lift rule logs it and goes on."""
 
 
+class UnsayableError(MisfitError):
+    """The site is one, but the standard op has no words for it; `name` is the function that has."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class GraphPass(ir.passes.InPlacePass):
     """A pass that may write to the site log. Subclasses fill in `call(model) -> ir.passes.PassResult`."""
 

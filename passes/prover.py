@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +29,12 @@ SIZES = ((2, 5, 3, 7, 4, 6), (1, 1, 1, 1, 1, 1), (3, 4, 9, 2, 8, 5))
 TOLERANCE = 2e-5
 LOWEST = -1e4  # added to a score, this or less leaves no weight
 LARGEST = 400  # nodes in a region; a site is a few dozen
+
+# How far the dims that a graph tells are believed, one after the other until a region can be run: as they are; only
+# those said in the names of the inputs' dims, since inference makes up different names for equal sizes; and with one
+# size for all unknown dims of one axis, which fits most sites of files that tell no shapes.
+Trust = Literal["all", "inputs", "guess"]
+TRUST: tuple[Trust, ...] = ("all", "inputs", "guess")
 
 VIEWS = frozenset({"Transpose", "Reshape", "Unsqueeze", "Squeeze", "Expand", "Identity", "Flatten", "Not"})
 
@@ -95,18 +102,34 @@ class Prover:
             self.seconds += time.perf_counter() - start
 
     def _prove(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None) -> Proof:
-        try:
-            region = Region(old, new, leaves, rows)
-            digest = region.digest()
-            if digest not in self.proofs:
-                self.proofs[digest] = _run(region, self.functions)
-        except UnprovableError:
-            # shapes that the file does not tell: one size for all unknown dims of one axis, which fits most sites
-            region = Region(old, new, leaves, rows, guess=True)
-            digest = region.digest()
-            if digest not in self.proofs:
-                self.proofs[digest] = _run(region, self.functions)
-        return self.proofs[digest]
+        failed: UnprovableError | None = None
+        for trust in TRUST:
+            try:
+                region = Region(old, new, leaves, rows, trust)
+                digest = region.digest()
+                if digest not in self.proofs:
+                    self.proofs[digest] = _run(region, self.functions)
+                return self.proofs[digest]
+            except UnprovableError as error:
+                failed = failed or error
+        assert failed is not None
+        raise failed
+
+
+def evaluate(value: ir.Value, sizes: Iterable[Mapping[str, int]], functions: Functions) -> Iterator[np.ndarray]:
+    """A value that follows from sizes alone, with the dims bound to each of `sizes`; none where it cannot be run."""
+    try:
+        region = Region(value, value, [])
+        session = OrtSession(region.model(functions), [PROVIDER], optimize=False)
+    except GraphwrightError:
+        return
+    random = np.random.default_rng(0)
+    with session:
+        for bound in sizes:
+            try:
+                yield session.run(region.feeds(bound, random))["old"]
+            except GraphwrightError:  # a table of positions ends somewhere
+                return
 
 
 class ProvedPass(GraphPass):
@@ -123,11 +146,12 @@ class ProvedPass(GraphPass):
         new: ir.Node,
         spelling: str,
         leaves: Iterable[ir.Value] = (),
+        quiet: bool = False,
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
         `leaves`: what both are computed from, where that is not the inputs of `new` themselves. What `end` needs and
-        `new` does not stays behind without a reader.
+        `new` does not stays behind without a reader. With `quiet` nothing is logged: it is no site.
         """
         old = end.outputs[0]
         new.outputs[0].shape, new.outputs[0].type = old.shape, old.type
@@ -135,13 +159,15 @@ class ProvedPass(GraphPass):
             read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
             proof = self.prover.prove(old, new.outputs[0], map(root, read))
             if not proof.equal:
-                self.log.declined(kind, end, spelling, proof.reason)
+                if not quiet:
+                    self.log.declined(kind, end, spelling, proof.reason)
                 for index in range(len(new.inputs)):  # it must not stay a reader of what it will not compute
                     new.replace_input_with(index, None)
                 return False
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)
-        self.log.lifted(kind, new, spelling)
+        if not quiet:
+            self.log.lifted(kind, new, spelling)
         return True
 
     def swap(
@@ -157,8 +183,8 @@ class ProvedPass(GraphPass):
     ) -> bool:
         """Let `new`, whose nodes stand in front of `end` already, take the place of `end`'s result, if both are equal.
 
-        `core` is the node that the site has become. If they differ, what was made stays without a reader; with `quiet`
-        nothing is logged, because another rewrite is still to be tried.
+        `core` is the node that the site has become. If they differ, what was made stays without a reader. With `quiet`
+        nothing is logged: it is no site, or one that is logged all the same.
         """
         old = end.outputs[0]
         proof = self.prover.prove(old, new, map(root, leaves), rows) if self.prover is not None else Proof(equal=True)
@@ -171,7 +197,8 @@ class ProvedPass(GraphPass):
             new.name, old.name = old.name, None
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         end.graph.remove(end, safe=True)
-        self.log.lifted(kind, core, spelling)
+        if not quiet:
+            self.log.lifted(kind, core, spelling)
         return True
 
 
@@ -192,9 +219,10 @@ class Region:
     """The nodes between leaves and results, in order, and everything that flows in."""
 
     def __init__(
-        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None = None, guess: bool = False
+        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None = None, trust: Trust = "all"
     ) -> None:
-        self.guess = guess
+        self.guess = trust == "guess"
+        self.names_of_inputs = _names_of_inputs(old) if trust == "inputs" else None
         self.rows = rows
         self.results = {"old": old, "new": new}
         if rows is not None:
@@ -257,8 +285,12 @@ class Region:
         return self._sized[value]
 
     def _is_known(self, value: ir.Value) -> bool:
-        dims = value.shape or ()
-        return value.shape is not None and (self.guess or all(isinstance(d, int) or d.value is not None for d in dims))
+        if value.shape is None or self.guess:
+            return value.shape is not None
+        return all(isinstance(d, int) or (d.value is not None and self._is_trusted(d)) for d in value.shape)
+
+    def _is_trusted(self, dim: ir.SymbolicDim) -> bool:
+        return self.names_of_inputs is None or self.names_of_inputs.issuperset(_names(dim))
 
     def dims(self, leaf: ir.Value) -> list[int | ir.SymbolicDim]:
         """The dims of a leaf; with `guess` an unknown one bears the name of its axis. Raises UnprovableError."""
@@ -266,6 +298,18 @@ class Region:
             raise UnprovableError(f"the shape of {leaf.name!r} is not known: {leaf.shape}")
         named = enumerate(leaf.shape)
         return [d if isinstance(d, int) or d.value is not None else ir.SymbolicDim(f"axis{axis}") for axis, d in named]
+
+    def feeds(self, bound: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
+        """Random values of the leaves, their dims bound to sizes."""
+        return {
+            f"leaf{index}": _draw(leaf, [_size(dim, bound) for dim in self.dims(leaf)], random)
+            for index, leaf in enumerate(self.leaves)
+        }
+
+    def names(self) -> list[str]:
+        """The free names in the leaves' dims."""
+        dims = [dim for leaf in self.leaves for dim in self.dims(leaf) if not isinstance(dim, int)]
+        return sorted({name for dim in dims for name in _names(dim)})
 
     def digest(self) -> str:
         """SHA-256 of the structure: ops, attributes, wiring, constants, and what is known of the leaves."""
@@ -315,6 +359,14 @@ class Region:
         ]
         data: bytes = ir.to_proto(ir.Model(graph, ir_version=10, functions=called)).SerializeToString()
         return data
+
+
+def _names_of_inputs(value: ir.Value) -> set[str]:
+    """Names of the dims of the graph's inputs."""
+    node = value.producer()
+    inputs = node.graph.inputs if node is not None and isinstance(node.graph, ir.Graph) else ()
+    dims = [dim for operand in inputs for dim in operand.shape or () if not isinstance(dim, int)]
+    return {name for dim in dims if dim.value is not None for name in _names(dim)}
 
 
 def _copy(node: ir.Node, values: dict[ir.Value, ir.Value], index: int) -> ir.Node:
@@ -367,8 +419,7 @@ def _text(attribute: ir.Attr) -> str:
 
 
 def _run(region: Region, functions: Functions) -> Proof:
-    dims = [dim for leaf in region.leaves for dim in region.dims(leaf) if not isinstance(dim, int)]
-    names = sorted({name for dim in dims for name in _names(dim)})
+    names = region.names()
     worst, scale, shapes, undefined, defined = 0.0, 1.0, 0, 0, 0
     random = np.random.default_rng(0)
     model = region.model(functions)
@@ -379,12 +430,8 @@ def _run(region: Region, functions: Functions) -> Proof:
     with session:
         for sizes in SIZES:
             bound = _bind(region, dict(zip(names, itertools.cycle(sizes))))
-            feeds = {
-                f"leaf{index}": _draw(leaf, [_size(dim, bound) for dim in region.dims(leaf)], random)
-                for index, leaf in enumerate(region.leaves)
-            }
             try:
-                results = session.run(feeds)
+                results = session.run(region.feeds(bound, random))
             except GraphwrightError as error:
                 raise UnprovableError(str(error)) from error
             old, new = results["old"].astype(np.float64), results["new"].astype(np.float64)

@@ -11,10 +11,14 @@ from ..base import Trail, run
 from ..prover import Prover
 from ..sites import SiteLog
 from .attention import LiftAttention
+from .einsum import UnfoldEinsum
 from .gelu import LiftGelu
+from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
+from .linear_attention import LiftLinearAttention
 from .rotary import LiftRotary
 from .shapes import ResolveShapes
+from .softmax import UnifySoftmax
 from .tidy import ConvertOpset, Fold, Tidy
 
 
@@ -38,11 +42,15 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
     passes = [
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
+        InferSymbols(),
         ResolveShapes(),  # and the dims that are computed at run time
+        UnfoldEinsum(log, prover),
+        UnifySoftmax(log, prover),
         LiftLayerNorm(log),
         LiftGelu(log, prover),
         LiftRotary(log),
         LiftAttention(log, prover),
+        LiftLinearAttention(log, prover),
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]
     run(model, passes, trail)

@@ -27,13 +27,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..base import MisfitError
+from ..base import MisfitError, UnsayableError
 from ..prover import ProvedPass, Rows
 from ..sites import inherit
+from .custom_attention import enclose_attention, products_around
 from .frames import Group
 from .masks import expand, join, narrow, negate, simplify
-from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated, unscaled
-from .scores import Factor, Mask, ScoreReader, Scores
+from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated
+from .scores import Factor, Mask, ScoreReader, Scores, unscaled
+from .sized_masks import Says, says
 from .values import add_constant, consumers, dim, dims, insert, rank, shape_only
 from .weights import WeightReader, Weights, same_for
 
@@ -62,38 +64,48 @@ class LiftAttention(ProvedPass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
+        self._sized: dict[ir.Value, Says] = {}
+        self.functions = model.functions
         for node in list(model.graph.all_nodes()):
             if node.domain == "" and node.op_type == "Attention":
                 modified |= self._normalise(node)
             elif node.domain == "" and node.op_type == "Softmax":
-                modified |= self._lift(node)
+                while node.outputs[0].consumers() and self._lift(
+                    model, node
+                ):  # again for each product with a V of its own
+                    modified = True
         RemoveUnusedNodesPass()(model)  # what was made for a rewrite that was not made after all
         return ir.passes.PassResult(model, modified)
 
-    def _lift(self, softmax: ir.Node) -> bool:
+    def _lift(self, model: ir.Model, softmax: ir.Node) -> bool:
         try:
-            pattern = _read(softmax)
-            return self._replace(pattern)
+            return self._replace(_read(softmax))
+        except UnsayableError as misfit:
+            made = enclose_attention(model, softmax, misfit.name)
+            if made is not None:
+                return self.replace("attention", made[1], made[0], f"{misfit.name}: {misfit}")
+            reason = str(misfit)
         except MisfitError as misfit:
-            if _is_site(softmax):
-                self.log.missed("attention", softmax, "softmax", str(misfit))
-            return False
+            reason = str(misfit)
+        if products_around(softmax) is not None:
+            self.log.missed("attention", softmax, "softmax", reason)
+        return False
 
     def _replace(self, pattern: Pattern) -> bool:
         end, inputs = pattern.weights.end, _operands(pattern)
         mask = join(end, inputs.masks)
         full = None if mask is None else expand(mask, end, inputs.query, inputs.key)
-        # a mask that follows from sizes may allow everything, or be the causal one: proved before it is believed
-        sized = mask is not None and all(map(shape_only, inputs.masks))
-        tries: list[tuple[ir.Value | None, bool]] = [(None, False), (None, True), (full, False)]
-        for given, causal in tries if sized else tries[2:]:
-            core = _attention(pattern, inputs, given, causal)
-            made = _finish(pattern, core, inputs)
-            rows = None if full is None else Rows(full, core.outputs[0], pattern.weights.flipped)
-            quiet = given is not full
-            if self.swap("attention", end, made, core, pattern.spelling, inputs.leaves, rows, quiet=quiet):
-                return True
-        return False
+        said = self._says(mask) if mask is not None and all(map(shape_only, inputs.masks)) else ""
+        core = _attention(pattern, inputs, None if said else full, said == "causal")
+        made = _finish(pattern, core, inputs)
+        rows = None if full is None else Rows(full, core.outputs[0], pattern.weights.flipped)
+        return self.swap("attention", end, made, core, pattern.spelling, inputs.leaves, rows)
+
+    def _says(self, mask: ir.Value) -> Says:
+        """What a mask that follows from sizes says; asked once for all sites that share it."""
+        if mask not in self._sized:
+            self._sized[mask] = says(mask, self.functions)
+        return self._sized[mask]
 
     def _normalise(self, node: ir.Node) -> bool:
         """The exporter's own Attention."""
@@ -124,7 +136,10 @@ class LiftAttention(ProvedPass):
         node.graph.insert_before(node, new)
         leaves = [query, few_keys, few_values, *([] if small is None else [small])]
         rows = None if full is None else Rows(full, new.outputs[0])
-        return self.swap("attention", node, new.outputs[0], new, "Attention", leaves, rows, quiet=True)
+        if not self.swap("attention", node, new.outputs[0], new, "Attention", leaves, rows, quiet=True):
+            return False
+        self.log.lifted("attention", new, "Attention")
+        return True
 
 
 def _make_scale_explicit(node: ir.Node) -> bool:
@@ -157,7 +172,7 @@ def _fit(softmax: ir.Node, scores: Scores, axis: int) -> Pattern:
     keys = scores.frame.axes[axis].group
     if keys == "lead" or scores.frame.where(keys) != (axis,):
         raise MisfitError(f"softmax is over axis {axis} of the scores, which is not that of the keys")
-    weights = WeightReader(softmax, scores.frame, keys).read()
+    weights = _weights(softmax, scores, keys)
     inside = {*scores.nodes, *weights.nodes}
     side = {value.producer() for value in (*(m.value for m in scores.masks), *(f.value for f in scores.factors))}
     for node in scores.nodes:
@@ -168,6 +183,21 @@ def _fit(softmax: ir.Node, scores: Scores, axis: int) -> Pattern:
         if not same_for(keys, factor.value, factor.frame):
             raise MisfitError(f"the scores meet {factor.value.shape}, which is not the same for all keys")
     return Pattern(softmax, scores, weights, keys)
+
+
+def _weights(softmax: ir.Node, scores: Scores, keys: Group) -> Weights:
+    """From softmax to V. Raises UnsayableError where softmax turns out to be over the queries."""
+    try:
+        return WeightReader(softmax, scores.frame, keys).read()
+    except UnsayableError:
+        raise
+    except MisfitError as misfit:
+        queries: Group = "rows" if keys == "columns" else "columns"
+        try:
+            WeightReader(softmax, scores.frame, queries).read()
+        except MisfitError:
+            raise misfit from None
+        raise UnsayableError("softmax is over the queries, not the keys", "QueryAttention") from None
 
 
 @dataclass(frozen=True)
@@ -229,15 +259,8 @@ def _mask(
     mask: Mask, value: ir.Value, pattern: Pattern, heads: Heads, sizes: Sizes, dtype: ir.DataType | None
 ) -> ir.Value:
     """`value`, the mask in its simplest form, scaled and brought to the axes of the standard."""
-    if mask.kind == "added":
-        if value.dtype != ir.DataType.BOOL and mask.factor != 1:
-            assert sizes.before.graph is not None
-            assert value.dtype is not None
-            number = np.array(mask.factor, value.dtype.numpy())
-            factor = add_constant(sizes.before.graph, f"factor.{mask.factor:g}.{value.dtype.name.lower()}", number)
-            made = insert(sizes.before, "Mul", [value, factor])
-            made.type, made.shape = value.type, value.shape
-            value = made
+    if mask.kind == "added" and value.dtype != ir.DataType.BOOL:
+        value = _by(value, mask.factor, sizes.before)
     value = bring_mask(mask, value, heads, pattern.keys, sizes)
     return value if value.dtype == ir.DataType.BOOL else cast(value, dtype, sizes.before)
 
@@ -246,6 +269,19 @@ def _times(value: ir.Value, factor: Factor, keys: Group, heads: Heads, sizes: Si
     """`value` [batch, heads, length, size] times (or by) a factor that is the same for all keys."""
     brought = bring_mask(Mask(factor.value, "added", factor.frame), factor.value, heads, keys, sizes)
     made = insert(sizes.before, "Div" if factor.divides else "Mul", [value, cast(brought, value.dtype, sizes.before)])
+    made.type, made.shape = value.type, value.shape
+    return made
+
+
+def _by(value: ir.Value, number: float, before: ir.Node) -> ir.Value:
+    """`value` times a number."""
+    if number == 1:
+        return value
+    assert before.graph is not None
+    assert value.dtype is not None
+    array = np.array(number, value.dtype.numpy())
+    factor = add_constant(before.graph, f"factor.{number:g}.{value.dtype.name.lower()}", array)
+    made = insert(before, "Mul", [value, factor])
     made.type, made.shape = value.type, value.shape
     return made
 
@@ -281,13 +317,7 @@ def _finish(pattern: Pattern, node: ir.Node, inputs: Operands) -> ir.Value:
     made.shape = ir.Shape([*(dims(inputs.query) or [])[:3], dim(inputs.value, -1)])
     for gate in weights.gates:
         made = _times(made, gate, pattern.keys, inputs.heads, sizes)
-    if weights.scale != 1:
-        assert made.dtype is not None
-        number = np.array(weights.scale, made.dtype.numpy())
-        factor = add_constant(end.graph, f"factor.{weights.scale:g}.{made.dtype.name.lower()}", number)
-        scaled = insert(end, "Mul", [made, factor])
-        scaled.type, scaled.shape = made.type, made.shape
-        made = scaled
+    made = _by(made, weights.scale, end)
     made = restore(made, weights.frame.sizes("lead"), inputs.heads, sizes)
     if weights.flipped:
         own = dims(made) or []
@@ -297,16 +327,3 @@ def _finish(pattern: Pattern, node: ir.Node, inputs: Operands) -> ir.Value:
     made = cast(made, end.outputs[0].dtype, end)
     made.shape = end.outputs[0].shape or made.shape
     return made
-
-
-def _is_site(softmax: ir.Node) -> bool:
-    """Whether a Softmax that did not fit is an attention at all: its weights meet a product with a computed tensor."""
-    ahead, seen = [softmax.outputs[0]], 0
-    while ahead and seen < 16:
-        seen += 1
-        for node in consumers(ahead.pop()):
-            if node.op_type in ("MatMul", "Einsum"):
-                return all(value is not None and value.const_value is None for value in node.inputs)
-            if node.op_type in ("Where", "IsNaN", "Cast", "Identity", "Dropout", "Reshape", "Transpose", "Mul", "Add"):
-                ahead.extend(node.outputs)
-    return False

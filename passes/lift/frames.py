@@ -72,8 +72,8 @@ class Frame:
 def split(dims: Sequence[Dim], groups: Sequence[Sequence[Dim]]) -> list[tuple[Dim, ...]] | None:
     """`dims` cut into as many runs as there are `groups`, each of the size of its group; None if that cannot be.
 
-    An axis of size 1 belongs to the run before it, if that leaves no later one without an axis. A dim of unknown size is
-    taken for what is left over, once.
+    An axis of size 1 belongs to the run before it, if that leaves no later one without an axis. A dim of unknown size
+    is taken for what is left over, once.
     """
     if len(groups) == 1:
         unknown = None in dims or None in groups[0]

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from .values import add_constant, broadcast, constant, dim, insert, once, producer, rank, scalar
+from .values import add_constant, constant, dim, insert, once, producer, rank
 
 LOW = -1e4  # a score plus this or less has no weight: exp(-1e4) is 0 in every float type
 EXPANDED = "graphwright.mask"  # metadata of an Expand that gave a mask its (query, key) lengths
 DEPTH = 16  # ops between a mask and what it says; spellings of today have up to six
-VIEWS = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Slice", "Gather", "Identity"})
+VIEWS = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Slice", "Gather", "Expand", "Identity"})
 
 
 def uniform(value: ir.Value | None) -> float | None:
@@ -72,13 +72,6 @@ def _of_view(node: ir.Node, depth: int) -> ir.Value | None:
     return _viewed(node, inner)
 
 
-def _of_expand(node: ir.Node, depth: int) -> ir.Value | None:
-    """What is only repeated need not be: masks broadcast."""
-    source = node.inputs[0]
-    inner = _allowed(source, depth) if source is not None else None
-    return inner if inner is None or rank(inner) == rank(node.outputs[0]) else _viewed(node, inner)
-
-
 def _viewed(node: ir.Node, source: ir.Value) -> ir.Value:
     """The same view of another tensor; made once."""
     for reader in source.consumers():
@@ -101,7 +94,7 @@ def _of_sum(node: ir.Node, depth: int) -> ir.Value | None:
     return once(node, "And", [part for part in parts if part is not None])
 
 
-def _of_product(node: ir.Node, depth: int) -> ir.Value | None:
+def _of_product(node: ir.Node, _: int) -> ir.Value | None:
     """(1 - Cast(allowed)) * low, Cast(forbidden) * low."""
     for flags, low in (node.inputs, node.inputs[::-1]):
         number = uniform(low)
@@ -136,7 +129,6 @@ def _of_cast(node: ir.Node, depth: int) -> ir.Value | None:
 _READERS: dict[str, Callable[[ir.Node, int], ir.Value | None]] = {
     **dict.fromkeys(VIEWS, _of_view),
     "Where": _of_where,
-    "Expand": _of_expand,
     "Add": _of_sum,
     "Mul": _of_product,
     "Cast": _of_cast,

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base import MisfitError
-from .frames import Dim, Frame, Group, same_size, split, times
-from .scores import Mask, is_float, scaled
+from .frames import Dim, Group, same_size, split, times
+from .scores import Mask, is_float, unscaled
 from .values import add_constant, constant, dim, dims, insert, producer, rank
 
 Dims = tuple[Dim, ...]
@@ -181,15 +181,15 @@ def bring_mask(mask: Mask, value: ir.Value, heads: Heads, keys: Group, sizes: Si
     frame = mask.frame
     if own is None or len(own) > len(frame.axes):
         raise MisfitError(f"a mask of shape {value.shape} broadcasts the scores {[axis.size for axis in frame.axes]}")
-    own = [1] * (len(frame.axes) - len(own)) + own
+    own = [*[1] * (len(frame.axes) - len(own)), *own]
     for size, axis in zip(own, frame.axes, strict=True):
         if axis.size == 1 and size not in (1, None):
             raise MisfitError(f"a mask of shape {value.shape} broadcasts the scores {[a.size for a in frame.axes]}")
     queries: Group = "rows" if keys == "columns" else "columns"
-    order = [position for group in ("lead", queries, keys) for position in frame.where(group)]  # type: ignore[arg-type]
+    order = [position for group in ("lead", queries, keys) for position in frame.where(group)]
     if order != sorted(order):
         value, own = _reorder(value, own, order, sizes)
-    lead, rows, columns = (frame.sizes(group) for group in ("lead", queries, keys))  # type: ignore[arg-type]
+    lead, rows, columns = (frame.sizes(group) for group in ("lead", queries, keys))
     groups = heads.of_lead(lead)
     if groups is None:  # [B*H, ...] in the place of [B, H, ...]
         wanted: list[tuple[Dims, Part]] = [(lead, ()), (rows, rows), (columns, columns)]
@@ -292,18 +292,6 @@ def _merged_in(flat: ir.Value | None, value: ir.Value) -> ir.Value | None:
     return inner if back[1:] == [own[1], own[3], own[2]] and back[0] in (own[0], None) else None
 
 
-def unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
-    """`value` without the constants of one element that it was multiplied by, and their product."""
-    assert value is not None
-    scale = 1.0
-    while (node := producer(value, "Mul", "Div")) is not None and (step := scaled(node)) is not None:
-        if rank(step[0]) != rank(value):
-            break
-        value, factor = step
-        scale *= factor
-    return value, scale
-
-
 def unrepeated(value: ir.Value) -> tuple[ir.Value, int]:
     """K or V before each of its heads was repeated for several heads of Q, and how often that was; 1 if it was not."""
     node = producer(value)
@@ -341,11 +329,11 @@ def _repeated(value: ir.Value, axis: int) -> tuple[ir.Value, int]:
     own, before, after, made = dims(source), dims(thin.outputs[0]), dims(wide.outputs[0]), dims(value)
     if own is None or before is None or after is None or made is None or len(own) != 4 or len(before) != 5:
         return value, 1
-    count, heads = after[axis + 1], own[axis]
-    kept = before == [*own[: axis + 1], 1, *own[axis + 1 :]] and after == [*own[: axis + 1], count, *own[axis + 1 :]]
-    if not kept or not isinstance(count, int) or not isinstance(heads, int):
+    repeats, heads = after[axis + 1], own[axis]
+    kept = before == [*own[: axis + 1], 1, *own[axis + 1 :]] and after == [*own[: axis + 1], repeats, *own[axis + 1 :]]
+    if not kept or not isinstance(repeats, int) or not isinstance(heads, int):
         return value, 1
-    return (source, count) if made == [*own[:axis], heads * count, *own[axis + 1 :]] else (value, 1)
+    return (source, repeats) if made == [*own[:axis], heads * repeats, *own[axis + 1 :]] else (value, 1)
 
 
 def cast(value: ir.Value, dtype: ir.DataType | None, before: ir.Node) -> ir.Value:

@@ -15,9 +15,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from ..base import MisfitError
+from ..base import MisfitError, UnsayableError
 from .frames import Dim, Frame
-from .masks import LOW, uniform
+from .masks import LOW, VIEWS, uniform
 from .values import constant, dim, dims, producer, rank, scalar, split_scalar
 
 DEPTH = 32  # ops between softmax and the product; spellings of today have up to a dozen
@@ -120,7 +120,7 @@ class ScoreReader:
 
     def _sides(self, node: ir.Node, depth: int) -> Iterator[tuple[Scores, ir.Value, int]]:
         """For each side of `node` that leads to a product: the scores there, the other operand, the side."""
-        reasons, found = [], []
+        misfits, found = list[MisfitError](), []
         sides = (0,) if node.op_type in ("Sub", "Div") else (0, 1)
         for side in sides:
             other = node.inputs[1 - side]
@@ -128,21 +128,23 @@ class ScoreReader:
             try:
                 found += [(inner, other, side) for inner in self.read(node.inputs[side], depth)]
             except MisfitError as misfit:
-                reasons.append(str(misfit))
+                misfits.append(misfit)
         if not found and len(sides) == 1:
             raise _between(node)
         if not found:
-            raise MisfitError(
-                f"neither side of the {node.op_type} leads to the product of Q and K: {'; '.join(dict.fromkeys(reasons))}"
-            )
+            reasons = "; ".join(dict.fromkeys(map(str, misfits)))
+            text = f"neither side of the {node.op_type} leads to the product of Q and K: {reasons}"
+            unsaid = next((misfit for misfit in misfits if isinstance(misfit, UnsayableError)), None)
+            raise MisfitError(text) if unsaid is None else UnsayableError(text, unsaid.name)
         # scores that lie as their product made them, before those that were transposed to fit
         yield from sorted(found, key=lambda each: sum(n.op_type == "Transpose" for n in each[0].nodes))
 
     def _sum(self, node: ir.Node, depth: int) -> Iterator[Scores]:
         for inner, other, _ in self._sides(node, depth):
-            if node.op_type == "Sub" and (maker := producer(other, "ReduceMax")) is not None:
+            if node.op_type == "Sub" and (makers := _row_maximum(other)):
                 shift = Factor(other, inner.frame)
-                yield replace(inner, shifts=(*inner.shifts, shift), nodes=(*inner.nodes, maker, node))
+                nodes = (*inner.nodes, *makers, node)
+                yield replace(inner, shifts=(*inner.shifts, shift), spelling=(*inner.spelling, "shifted"), nodes=nodes)
             else:
                 sign = -1.0 if node.op_type == "Sub" else 1.0
                 mask = Mask(other, "added", inner.frame, sign)
@@ -168,6 +170,9 @@ class ScoreReader:
         condition, then, other = node.inputs
         assert condition is not None
         for scores, value, kind in ((then, other, "allowed"), (other, then, "forbidden")):
+            if uniform(condition) == (kind == "allowed"):
+                yield from (inner.behind(node) for inner in self.read(scores, depth))
+                return
             low = uniform(value)
             if low is not None and low <= LOW:
                 for inner in self.read(scores, depth):
@@ -177,14 +182,23 @@ class ScoreReader:
         raise _between(node)
 
 
+def _row_maximum(value: ir.Value) -> list[ir.Node]:
+    """ReduceMax and what gives its axis back, or nothing: softmax does not see what is taken off a row."""
+    makers: list[ir.Node] = []
+    node = producer(value)
+    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Identity"):
+        makers.append(node)
+        node = producer(node.inputs[0])
+    return [node, *makers[::-1]] if node is not None and node.op_type == "ReduceMax" else []
+
+
 def _between(node: ir.Node) -> MisfitError:
-    return MisfitError(f"{node.op_type} stands between the product of Q and K and softmax")
+    name = "SinkAttention" if node.op_type == "Concat" else "CustomAttention"
+    return UnsayableError(f"{node.op_type} stands between the product of Q and K and softmax", name)
 
 
 def _product(node: ir.Node) -> Scores:
-    left, right = node.inputs
-    assert left is not None
-    assert right is not None
+    left, right = unscaled(node.inputs[0])[0], unscaled(node.inputs[1])[0]
     ranks = rank(left), rank(right)
     if None in ranks or min(r or 0 for r in ranks) < 2:
         raise MisfitError(f"the ranks of Q and K are {ranks[0]} and {ranks[1]}")
@@ -192,7 +206,9 @@ def _product(node: ir.Node) -> Scores:
         if constant(operand) is not None and rank(operand) == 2:
             raise MisfitError("the product is that of a linear layer: one side is a constant matrix")
     made = dims(node.outputs[0])
-    lead = made[:-2] if made is not None else _broadcast(dims(left) or [], dims(right) or [])
+    lead = _broadcast(dims(left) or [], dims(right) or [])
+    if made is not None and len(made) == len(lead) + 2:
+        lead = [own if own is not None else other for own, other in zip(made, lead, strict=False)]
     frame = Frame.of(lead, [dim(left, -2)], [dim(right, -1)])
     return Scores(node, frame, nodes=(node,), leads=(tuple(lead),))
 
@@ -201,7 +217,7 @@ def _broadcast(left: list[Dim], right: list[Dim]) -> list[Dim]:
     """The lead dims of a product of these."""
     count = max(len(left), len(right)) - 2
     pairs = zip(([1] * count + left[:-2])[-count:], ([1] * count + right[:-2])[-count:], strict=True) if count else ()
-    return [b if a == 1 else a for a, b in pairs]
+    return [b if a in (1, None) else a for a, b in pairs]
 
 
 def scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
@@ -215,15 +231,28 @@ def scaled(node: ir.Node) -> tuple[ir.Value, float] | None:
     return (value, 1 / number) if value is node.inputs[0] and number != 0 else None
 
 
+def unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
+    """`value` without the constants of one element that it was multiplied by, and their product."""
+    assert value is not None
+    scale = 1.0
+    while (node := producer(value, "Mul", "Div")) is not None and (step := scaled(node)) is not None:
+        if rank(step[0]) != rank(value):
+            break
+        value, factor = step
+        scale *= factor
+    return value, scale
+
+
 def is_binary(value: ir.Value) -> bool:
-    """Whether `value` is a mask of zeros and ones: a Cast from bool or integers, seen in some way."""
-    node = producer(value)
-    while node is not None and node.op_type in ("Unsqueeze", "Reshape", "Expand", "Cast", "Identity", "Transpose"):
+    """Whether `value` is a mask of zeros and ones: a constant, a Cast from bool or integers, or a view of these."""
+    array, node = constant(value), producer(value)
+    while array is None and node is not None and node.op_type in ("Cast", "Expand", *VIEWS):
         source = node.inputs[0]
+        array = constant(source)
         if node.op_type == "Cast" and source is not None and source.dtype is not None and not is_float(source.dtype):
             return True
         node = producer(source)
-    return False
+    return array is not None and bool(((array == 0) | (array == 1)).all())
 
 
 def is_float(dtype: ir.DataType | None) -> bool:

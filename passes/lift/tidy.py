@@ -54,7 +54,25 @@ class Fold(ir.passes.InPlacePass):
                     value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
         InlinePass()(model)
         optimizer.optimize_ir(model)
+        _adopt(model)
         return ir.passes.PassResult(model, True)
+
+
+def _adopt(model: ir.Model) -> None:
+    """Make initializers of constants that are read but stand nowhere.
+
+    onnxscript's rules make two of one name (for two Flattens of one tensor, say): the second takes the first's place.
+    """
+    for node in list(model.graph.all_nodes()):
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None or value.is_initializer():
+                continue
+            assert node.graph is not None
+            number = 1
+            while f"{value.name}.{number}" in node.graph.initializers:
+                number += 1
+            value.name = f"{value.name}.{number}"
+            node.graph.register_initializer(value)
 
 
 class DropIdentities(ir.passes.InPlacePass):

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..base import MisfitError
+from ..base import MisfitError, UnsayableError
 from .frames import Frame, Group
 from .masks import uniform
 from .scores import Factor, is_binary, is_float, is_idle_dropout, reshaped, scaled, transposed
-from .values import consumers, dims, scalar
+from .values import consumers, dims, producer, scalar
+
+
+JUDGING = frozenset(
+    {"Cast", "Equal", "IsInf", "IsNaN", "Not", "ReduceMin", "ReduceMax", "ReduceSum", "ReduceProd", "Greater", "Less"}
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class WeightReader:
         if node.op_type in ("Mul", "Div"):
             self._gate(node)
         elif node.op_type == "Where" and self._is_zeroed(node):
-            self._pass(node, "zeroed weights")
+            self._pass(*_judges(node.inputs[0]), node, "zeroed weights")
         elif node.op_type == "Transpose":
             self.frame = transposed(self.frame, node)
             self._pass(node)
@@ -73,7 +78,7 @@ class WeightReader:
         elif _is_same(node):
             self._pass(node)
         else:
-            raise MisfitError(f"{node.op_type} stands between softmax and the product with V")
+            raise _between(node)
 
     def _gate(self, node: ir.Node) -> None:
         step = scaled(node)
@@ -82,14 +87,14 @@ class WeightReader:
             self.scale *= step[1]
             self._pass(node, "scaled weights")
         elif other is None or (node.op_type == "Div" and node.inputs[0] is not self.weights):
-            raise MisfitError(f"{node.op_type} stands between softmax and the product with V")
+            raise _between(node)
         elif same_for(self.keys, other, self.frame):
             self.gates.append(Factor(other, self.frame, node.op_type == "Div"))
             self._pass(node, "gate")
         elif node.op_type == "Mul" and is_binary(other):
             self._pass(node, "zeroed weights")  # for what the mask forbids; the proof tells if it is anything else
         else:
-            raise MisfitError(f"{node.op_type} by a tensor stands between softmax and the product with V")
+            raise _between(node)
 
     def _is_zeroed(self, node: ir.Node) -> bool:
         """Where(forbidden, 0, weights), Where(allowed, weights, 0); the proof tells if the mask is another one."""
@@ -119,18 +124,36 @@ class WeightReader:
         )
 
 
+def _between(node: ir.Node) -> MisfitError:
+    names = {"Clip": "ClippedAttention", "Min": "ClippedAttention", "Max": "ClippedAttention", "Slice": "SinkAttention"}
+    name = names.get(node.op_type, "CustomAttention")
+    return UnsayableError(f"{node.op_type} stands between softmax and the product with V", name)
+
+
+def _judges(condition: ir.Value | None) -> list[ir.Node]:
+    """What finds out that a row has no allowed key: all(scores == -inf), any(isnan(weights)), and the like."""
+    found: list[ir.Node] = []
+    node = producer(condition)
+    while node is not None and node.op_type in JUDGING:
+        found.append(node)
+        node = producer(node.inputs[0])
+    return found
+
+
 def same_for(keys: Group, value: ir.Value, frame: Frame) -> bool:
     """Whether `value`, broadcast to a tensor in `frame`, is the same for all keys."""
     own = dims(value)
     if own is None or len(own) > len(frame.axes):
         return False
-    own = [1] * (len(frame.axes) - len(own)) + own
+    own = [*[1] * (len(frame.axes) - len(own)), *own]
     return all(own[position] == 1 for position in frame.where(keys))
 
 
 def _reader(weights: ir.Value) -> ir.Node:
     # a Shape is how exporters spell the operand of a Reshape: it reads no numbers
     readers = [node for node in consumers(weights) if node.op_type != "Shape"]
+    if len(readers) > 1 and all(node.op_type == "MatMul" for node in readers):
+        readers = readers[:1]  # the same weights for several V: an attention each
     if len(readers) != 1 or weights.is_graph_output():
         raise MisfitError("the attention weights are read more than once, or are an output of the graph")
     return readers[0]
