@@ -117,9 +117,13 @@ class Prover:
 
 
 def evaluate(value: ir.Value, sizes: Iterable[Mapping[str, int]], functions: Functions) -> Iterator[np.ndarray]:
-    """A value that follows from sizes alone, with the dims bound to each of `sizes`; none where it cannot be run."""
+    """A value that follows from sizes alone, with the dims bound to each of `sizes`; none where it cannot be run.
+
+    Dims that are not in `sizes` are 3.
+    """
     try:
         region = Region(value, value, [])
+        others = dict.fromkeys(region.names(), 3)
         session = OrtSession(region.model(functions), [PROVIDER], optimize=False)
     except GraphwrightError:
         return
@@ -127,7 +131,7 @@ def evaluate(value: ir.Value, sizes: Iterable[Mapping[str, int]], functions: Fun
     with session:
         for bound in sizes:
             try:
-                yield session.run(region.feeds(bound, random))["old"]
+                yield session.run(region.feeds({**others, **bound}, random))["old"]
             except GraphwrightError:  # a table of positions ends somewhere
                 return
 
@@ -147,11 +151,13 @@ class ProvedPass(GraphPass):
         spelling: str,
         leaves: Iterable[ir.Value] = (),
         quiet: bool = False,
+        reason: str = "",
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
         `leaves`: what both are computed from, where that is not the inputs of `new` themselves. What `end` needs and
         `new` does not stays behind without a reader. With `quiet` nothing is logged: it is no site.
+        `reason`: why `new` is a function and not the standard op.
         """
         old = end.outputs[0]
         new.outputs[0].shape, new.outputs[0].type = old.shape, old.type
@@ -167,7 +173,7 @@ class ProvedPass(GraphPass):
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)
         if not quiet:
-            self.log.lifted(kind, new, spelling)
+            self.log.lifted(kind, new, spelling, reason)
         return True
 
     def swap(

@@ -12,7 +12,11 @@ from ..spec import PATH, SITE
 
 @dataclass(frozen=True)
 class Site:
-    """One site. `reason` says why it was not lifted: the first edge that did not fit."""
+    """One site.
+
+    `reason` says why it was not lifted: the first edge that did not fit; of a lifted one why it became a function of
+    domain `graphwright` and not the standard op.
+    """
 
     kind: str
     path: str
@@ -27,10 +31,10 @@ class SiteLog:
 
     sites: list[Site] = field(default_factory=list)
 
-    def lifted(self, kind: str, node: ir.Node, spelling: str) -> None:
-        """`node` is now the standard op of its kind."""
+    def lifted(self, kind: str, node: ir.Node, spelling: str, reason: str = "") -> None:
+        """`node` is now the standard op of its kind, or, for `reason`, a function of domain `graphwright`."""
         node.metadata_props[SITE] = kind
-        self.sites.append(Site(kind, path_of(node), "lifted", spelling))
+        self.sites.append(Site(kind, path_of(node), "lifted", spelling, reason))
 
     def declined(self, kind: str, node: ir.Node, spelling: str, reason: str) -> None:
         """The site at `node` fitted, but its rewrite was not made."""

@@ -83,7 +83,7 @@ class LiftAttention(ProvedPass):
         except UnsayableError as misfit:
             made = enclose_attention(model, softmax, misfit.name)
             if made is not None:
-                return self.replace("attention", made[1], made[0], f"{misfit.name}: {misfit}")
+                return self.replace("attention", made[1], made[0], "softmax(QK)V", reason=str(misfit))
             reason = str(misfit)
         except MisfitError as misfit:
             reason = str(misfit)

@@ -30,6 +30,8 @@ def enclose_attention(model: ir.Model, softmax: ir.Node, name: str) -> tuple[ir.
     nodes = between(*products) if products is not None else None
     if products is None or nodes is None or not is_closed(nodes):
         return None
+    if any(node.op_type == "Clip" for node in nodes[nodes.index(softmax) :]):
+        name = "ClippedAttention"
     return enclose(model, name, nodes, softmax), products[1]
 
 

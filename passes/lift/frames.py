@@ -7,6 +7,7 @@ heads, S, T], a window's T keys as [height, width]. A Frame tells which axis is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,33 +73,28 @@ class Frame:
 def split(dims: Sequence[Dim], groups: Sequence[Sequence[Dim]]) -> list[tuple[Dim, ...]] | None:
     """`dims` cut into as many runs as there are `groups`, each of the size of its group; None if that cannot be.
 
-    An axis of size 1 belongs to the run before it, if that leaves no later one without an axis. A dim of unknown size
-    is taken for what is left over, once.
+    An axis of size 1 belongs to the run before it, if that leaves no later one without an axis. A Reshape keeps the
+    number of elements: where all groups but one are seen to have their size, the one that is left has it too, though
+    its names may not tell.
     """
-    if len(groups) == 1:
-        unknown = None in dims or None in groups[0]
-        return [tuple(dims)] if unknown or same_size(dims, groups[0]) else None
-    least = sum(1 for group in groups[1:] if group)
-    for end in range(len(dims) - least, -1, -1):
-        if end == 0 and groups[0]:
-            break
-        head = tuple(dims[:end])
-        if None in head or None in groups[0]:
-            # what the other groups do not account for: they must fit, all sizes known
-            others = [size for group in groups[1:] for size in group]
-            if None in dims[end:] or None in others:
-                continue
-        elif not same_size(head, groups[0]):
-            continue
-        rest = split(dims[end:], groups[1:])
-        if rest is not None:
-            return [head, *rest]
+    cuts = sorted(itertools.combinations_with_replacement(range(len(dims) + 1), len(groups) - 1), reverse=True)
+    for missing in (0, 1):
+        for cut in cuts:
+            ends = (0, *cut, len(dims))
+            runs = [tuple(dims[start:end]) for start, end in itertools.pairwise(ends)]
+            pairs = list(zip(runs, groups, strict=True))
+            filled = all(bool(run) or not group for run, group in pairs)
+            if filled and sum(not same_size(run, group) for run, group in pairs) <= missing:
+                return runs
     return None
 
 
 def same_size(one: Sequence[Dim], other: Sequence[Dim]) -> bool:
     """Whether both have the same number of elements, as far as names tell."""
-    return one == other or times(tuple(one)) == times(tuple(other))
+    if tuple(one) == tuple(other):
+        return None not in one
+    product = times(tuple(one))
+    return product is not None and product == times(tuple(other))
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,7 @@ not known as numbers are read off Q, K, V or the mask when the graph runs: never
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from .scores import Mask, is_float, unscaled
 from .values import add_constant, constant, dim, dims, insert, producer, rank
 
 Dims = tuple[Dim, ...]
+_QUOTIENT = re.compile(r"floor\((\w+)/(\d+)\)")
 Part = tuple[Dim, ...]  # factors of one dim of a shape to be made
 
 
@@ -50,18 +52,24 @@ class Sizes:
         """A vector of one element: the product of a part's factors."""
         factors: list[ir.Value] = []
         for factor in part if self._axis(times(part)) is None else (times(part),):
-            found = self._axis(factor)
-            if isinstance(factor, int):
-                factors.append(self._constant([factor]))
-            elif found is None:
+            found = self._constant([factor]) if isinstance(factor, int) else self._named(factor)
+            if found is None:
                 return None
-            else:
-                source, axis = found
-                factors.append(insert(self.before, "Shape", [source], start=axis, end=axis + 1))
+            factors.append(found)
         total = factors[0]
         for other in factors[1:]:
             total = insert(self.before, "Mul", [total, other])
         return total
+
+    def _named(self, size: Dim) -> ir.Value | None:
+        """A vector of one element: a size that an axis has, or the whole part of such a one over a number."""
+        if (found := self._axis(size)) is not None:
+            return insert(self.before, "Shape", [found[0]], start=found[1], end=found[1] + 1)
+        quotient = _QUOTIENT.fullmatch(size) if isinstance(size, str) else None
+        whole = self._named(quotient[1]) if quotient is not None else None
+        if quotient is None or whole is None:
+            return None
+        return insert(self.before, "Div", [whole, self._constant([int(quotient[2])])])
 
     def _axis(self, size: Dim) -> tuple[ir.Value, int] | None:
         for source in self.sources if isinstance(size, str) else ():
@@ -274,7 +282,8 @@ def swapped(value: ir.Value, before: ir.Node) -> tuple[ir.Value, float]:
 def _transpose(before: ir.Node, source: ir.Value, perm: list[int], value: ir.Value) -> ir.Value:
     """`value` with its last two axes swapped, as a Transpose of `source`; made once."""
     for reader in source.consumers():
-        if reader.op_type == "Transpose" and list(reader.attributes.get_ints("perm") or ()) == perm:
+        same = reader.op_type == "Transpose" and list(reader.attributes.get_ints("perm") or ()) == perm
+        if same and reader.graph is before.graph:
             return reader.outputs[0]
     made = insert(before, "Transpose", [source], perm=perm)
     own = dims(value)

@@ -17,7 +17,6 @@ from .values import constant, dims
 
 SMALL = (1, 2, 5, 17)
 LARGEST = 4096  # keys; a mask of as many queries has 16 million entries
-ROWS = 3  # size of a dim that is neither queries nor keys
 
 Says = Literal["all", "causal", ""]
 
@@ -34,9 +33,8 @@ def says(mask: ir.Value, functions: Functions) -> Says:
     if any(number >= LARGEST for number in numbers):
         return ""
     lengths = sorted({*SMALL, *(number + 1 for number in numbers), 2 * max(numbers, default=0) + 1})
-    names = [name for size in own if isinstance(size, str) for name in ir.SymbolicDim(size).free_symbols()]
     wide = {name for size in own[-2:] if isinstance(size, str) for name in ir.SymbolicDim(size).free_symbols()}
-    sizes = [{name: length if name in wide else ROWS for name in names} for length in lengths] if wide else [{}]
+    sizes = [dict.fromkeys(wide, length) for length in lengths] if wide else [{}]
     found = [_read(array) for array in evaluate(mask, sizes, functions)]
     # of one row both are the same
     telling: set[Says] = {what for what in found if what != "both"}

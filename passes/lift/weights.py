@@ -17,7 +17,6 @@ from .masks import uniform
 from .scores import Factor, is_binary, is_float, is_idle_dropout, reshaped, scaled, transposed
 from .values import consumers, dims, producer, scalar
 
-
 JUDGING = frozenset(
     {"Cast", "Equal", "IsInf", "IsNaN", "Not", "ReduceMin", "ReduceMax", "ReduceSum", "ReduceProd", "Greater", "Less"}
 )
@@ -125,8 +124,7 @@ class WeightReader:
 
 
 def _between(node: ir.Node) -> MisfitError:
-    names = {"Clip": "ClippedAttention", "Min": "ClippedAttention", "Max": "ClippedAttention", "Slice": "SinkAttention"}
-    name = names.get(node.op_type, "CustomAttention")
+    name = "SinkAttention" if node.op_type == "Slice" else "CustomAttention"
     return UnsayableError(f"{node.op_type} stands between softmax and the product with V", name)
 
 

@@ -182,7 +182,7 @@ FLOAT_ONLY = {
     "DynamicQuantizeLinear": ("q, t, z = DynamicQuantizeLinear(m)  s = DequantizeLinear(q, t, z)", (HALF, BRAIN)),
     "SequenceConstruct": ("q = SequenceConstruct(m, m)  s = SequenceAt(q, n)", (HALF, BRAIN)),
     "TopK": ("s, i = TopK(m, one)", (BRAIN,)),
-    "Einsum": ('s = Einsum <equation = "bsd,btd->bst"> (m, m)', (BRAIN,)),
+    "Einsum": ('s = Einsum <equation = "bsd,bsd->bs"> (m, m)', (BRAIN,)),
 }
 
 
