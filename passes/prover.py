@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -146,18 +146,22 @@ class ProvedPass(GraphPass):
         new: ir.Node,
         spelling: str,
         leaves: Iterable[ir.Value] = (),
+        others: Sequence[ir.Node] = (),
         quiet: bool = False,
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
-        `leaves`: what both are computed from, where that is not the inputs of `new` themselves. What `end` needs and
-        `new` does not stays behind without a reader. With `quiet` nothing is logged: it is no site.
+        `leaves`: what both are computed from, where that is not the inputs of `new` themselves. `others`: nodes of one
+        output in whose place the further outputs of `new` come. What these and `end` need and `new` does not stays
+        behind without a reader. With `quiet` nothing is logged: it is no site.
         """
-        old = end.outputs[0]
-        new.outputs[0].shape, new.outputs[0].type = old.shape, old.type
-        if self.prover is not None:
-            read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
-            proof = self.prover.prove(old, new.outputs[0], map(root, read))
+        nodes = [end, *others]
+        olds = [node.outputs[0] for node in nodes]
+        for old, made in zip(olds, new.outputs, strict=True):
+            made.shape, made.type = old.shape, old.type
+        read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
+        for old, made in zip(olds, new.outputs, strict=True):
+            proof = self.prover.prove(old, made, map(root, read)) if self.prover is not None else Proof(equal=True)
             if not proof.equal:
                 if not quiet:
                     self.log.declined(kind, end, spelling, proof.reason)
@@ -165,7 +169,7 @@ class ProvedPass(GraphPass):
                     new.replace_input_with(index, None)
                 return False
         assert end.graph is not None
-        ir.convenience.replace_nodes_and_values(end.graph, end, [end], [new], end.outputs, new.outputs)
+        ir.convenience.replace_nodes_and_values(end.graph, end, nodes, [new], olds, new.outputs)
         if not quiet:
             self.log.lifted(kind, new, spelling)
         return True
