@@ -73,14 +73,13 @@ def inline(model: ir.Model) -> bool:
 def _settle_constants(model: ir.Model) -> None:
     """CastLike(constant, x) -> an initializer of x's type."""
     for node in list(model.graph.all_nodes()):
-        if node.domain != "" or node.op_type != "CastLike":
+        value, like = node.inputs if node.domain == "" and node.op_type == "CastLike" else (None, None)
+        array = constant(value)
+        if value is None or array is None or like is None or like.dtype is None or node.graph is None:
             continue
-        array, like = constant(node.inputs[0]), node.inputs[1]
-        if array is None or like is None or like.dtype is None or node.graph is None:
-            continue
-        settled = add_constant(model.graph, f"{node.inputs[0].name}.settled", array.astype(like.dtype.numpy()))
-        made = node.inputs[0].producer()
+        settled = add_constant(model.graph, f"{value.name}.settled", array.astype(like.dtype.numpy()))
         ir.convenience.replace_all_uses_with(node.outputs, [settled])
         node.graph.remove(node, safe=True)
-        if made is not None and made.graph is not None and not made.outputs[0].uses():
+        made = value.producer()
+        if made is not None and made.graph is not None and not value.uses():
             made.graph.remove(made, safe=True)

@@ -62,10 +62,10 @@ class LiftGroupNorm(ProvedPass):
         variance = None if instance else variance_of(node.outputs[0])
         grouped = node.inputs[0] if instance else variance.of if variance is not None else None
         x = _before_grouping(grouped)
-        if x is None or grouped is None:
+        if x is None:
             return False  # a norm of something else
         try:
-            groups = _of_instance(node, x, grouped) if variance is None else _of_primitives(variance, x)
+            groups = _of_instance(node, x) if variance is None else _of_primitives(variance, x)
             new, end = _read(groups)
         except MisfitError as misfit:
             if variance is None:  # the primitives may still be a LayerNorm of the groups, and its rule tells
@@ -84,7 +84,7 @@ def _before_grouping(grouped: ir.Value | None) -> ir.Value | None:
     return x if dim(x, 0) is not None and dim(x, 0) == dim(grouped, 0) and (rank(x) or 0) > 2 else None
 
 
-def _of_instance(node: ir.Node, x: ir.Value, grouped: ir.Value) -> Groups:
+def _of_instance(node: ir.Node, x: ir.Value) -> Groups:
     scale, bias = (constant(value) for value in node.inputs[1:])
     if scale is None or bias is None:
         raise MisfitError("the groups have a scale or bias that is computed")
@@ -99,8 +99,9 @@ def _of_primitives(variance: Mean, x: ir.Value) -> Groups:
     if variance.axes != tuple(range(2 - (rank(grouped) or 0), 0)):
         raise MisfitError("the mean is not over all that is behind the groups")
     root = read_root(variance, grouped)
-    # an affine of the groups themselves is not looked for: no shape fits it
-    end, _ = divide(root, [], lambda value: deviates(value, variance), "the deviation")
+    end, scale = divide(root, [], lambda value: deviates(value, variance), "the deviation")
+    if scale is not None:
+        raise MisfitError("the groups are scaled before they are divided by their root")
     return Groups(x, count, root.epsilon, _regrouped(end, x))
 
 

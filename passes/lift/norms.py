@@ -83,11 +83,12 @@ def follow(value: ir.Value, wanted: str, name: str) -> tuple[ir.Node, ir.Value]:
         if reader is None:
             made = maker.op_type if maker is not None else "an input"
             raise MisfitError(f"{made} before {name} is read more than once, or is an output of the graph")
-        if reader.domain != "" or reader.op_type not in ("Cast", *wanted.split(" or ")):
-            raise MisfitError(f"{reader.op_type} stands where {name} should be")
-        if reader.op_type != "Cast":
+        if reader.domain == "" and reader.op_type == "Cast" and reader.outputs[0].dtype in TYPES:
+            value = reader.outputs[0]
+        elif reader.domain == "" and reader.op_type in wanted.split(" or "):
             return reader, value
-        value = reader.outputs[0]
+        else:
+            raise MisfitError(f"{reader.op_type} stands where {name} should be")
 
 
 def read_root(variance: Mean, x: ir.Value) -> Root:
@@ -149,7 +150,7 @@ def vector(node: ir.Node, before: ir.Value, shape: list[int]) -> ir.Value | None
     other = _other(node, before)
     if other is None or other is before:
         return None
-    if [dim(other, axis) for axis in range(rank(other) or 0)] == shape:
+    if rank(other) == len(shape) and [dim(other, axis) for axis in range(len(shape))] == shape:
         return other
     array = constant(other)
     if array is None or array.ndim > (rank(before) or 0) or array.size != math.prod(shape):
@@ -182,7 +183,7 @@ def read_affine(norm: Norm, shape: list[int], biased: bool) -> Norm:
 def _narrow(norm: Norm) -> Norm:
     """`norm` on the half type that its x was cast from, if it ends in that type, or is cast back to it."""
     x, made = uncast(norm.x), norm.end.outputs[0]
-    if x is None or x is norm.x:
+    if x is None or x is norm.x or x.dtype is None:
         return norm
     back = only_consumer(made, "Cast")
     end = norm.end if made.dtype is x.dtype else back
