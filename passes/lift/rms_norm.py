@@ -107,7 +107,7 @@ def _divides(value: ir.Value, x: ir.Value) -> bool:
             others = [operand for operand in node.inputs if operand is not None and operand is not value]
             if node.op_type in ("Mul", "Div") and any(uncast(operand) is uncast(x) for operand in others):
                 return True
-            views = node.op_type in ("Unsqueeze", "Reshape", "Expand")
-            if node.op_type in _BETWEEN and (views or all(scalar(operand) is not None for operand in others)):
+            any_operand = node.op_type in ("Add", "Unsqueeze", "Reshape", "Expand")  # epsilon may be anything, here
+            if node.op_type in _BETWEEN and (any_operand or all(scalar(operand) is not None for operand in others)):
                 ahead.append(node.outputs[0])
     return False
