@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..base import MisfitError
 from ..prover import ProvedPass
@@ -55,6 +56,8 @@ class LiftGroupNorm(ProvedPass):
                 self.log.lifted(KIND, node, "GroupNormalization")
             elif node.domain == "" and node.op_type in _READ:
                 modified |= self._lift(node)
+        if modified:
+            RemoveUnusedNodesPass()(model)  # else the rule of layers would find the primitives of what is lifted
         return ir.passes.PassResult(model, modified)
 
     def _lift(self, node: ir.Node) -> bool:
