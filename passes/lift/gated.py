@@ -49,7 +49,7 @@ class LiftGated(ProvedPass):
         return ir.passes.PassResult(model, modified)
 
     def _lift(self, model: ir.Model, activation: ir.Node) -> bool:
-        product = _product(activation.outputs[0])
+        product = _product(activation.outputs[0], activation.inputs[0])
         if product is None:
             return False
         spelling = f"{activation.op_type} times up"
@@ -65,18 +65,24 @@ class LiftGated(ProvedPass):
         return self.replace(KIND, product, inherit(new, product), spelling)
 
 
-def _product(made: ir.Value) -> ir.Node | None:
+def _product(made: ir.Value, gate: ir.Value | None) -> ir.Node | None:
     """The Mul by another tensor of the same shape that reads the activation, or reads it behind a Cast."""
     for node in consumers(made):
         if node.op_type == "Cast" and node.domain == "":
-            found = _product(node.outputs[0])
+            found = _product(node.outputs[0], gate)
             if found is not None:
                 return found
-        if node.op_type == "Mul" and node.domain == "" and node.inputs[0] is not node.inputs[1]:
-            other = node.inputs[1] if node.inputs[0] is made else node.inputs[0]
-            if other is not None and other.const_value is None and same_shape(other, made):
+        if node.op_type == "Mul" and node.domain == "":
+            up = _other(node, made)
+            if up is not made and up is not gate and up.const_value is None and same_shape(up, made):
                 return node
     return None
+
+
+def _other(product: ir.Node, made: ir.Value) -> ir.Value:
+    up = product.inputs[1] if product.inputs[0] is made else product.inputs[0]
+    assert up is not None
+    return up
 
 
 def _read(activation: ir.Node, product: ir.Node) -> tuple[ir.Value, ir.Value]:
@@ -87,7 +93,4 @@ def _read(activation: ir.Node, product: ir.Node) -> tuple[ir.Value, ir.Value]:
         raise MisfitError("a Cast stands between the activation and the product")
     if made.is_graph_output() or len(consumers(made)) != 1:
         raise MisfitError("the activation is read more than once, or is an output of the graph")
-    up = product.inputs[1] if product.inputs[0] is made else product.inputs[0]
-    if up is gate or up is None:
-        raise MisfitError("the activation is multiplied by its own argument")
-    return gate, up
+    return gate, _other(product, made)

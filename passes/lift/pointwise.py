@@ -17,8 +17,10 @@ from .values import consumers, rank, scalar
 
 # Where erf, tanh and the like bend; float64, so that equality is equality of functions
 POINTS = np.concatenate([np.linspace(-6.0, 6.0, 97), [-20.0, -1e-3, 1e-3, 20.0]])
-# Exporters write sqrt(2) and its kin with 6 to 17 digits: 1e-5 covers the shortest; the forms of Gelu differ by 4.7e-4
+# Exporters write sqrt(2) and its kin with 6 to 17 digits: 1e-5 covers the shortest. In a half type each constant of a
+# region may be off by one rounding, 2**-11 or 2**-8; the other activations are off by more than 1e-2.
 TOLERANCE = 1e-5
+HALVES = {ir.DataType.FLOAT16: 2.0**-10, ir.DataType.BFLOAT16: 2.0**-7}
 DEPTH = 16  # no spelling of an activation is deeper
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
@@ -68,7 +70,7 @@ def grow(core: ir.Node, source: ir.Value, forms: Forms, name: str) -> Region:
     while result is not None:
         made = node.outputs[0]
         for form, wanted in forms.items():
-            if equal(result, wanted) and rank(made) == rank(source) and made.dtype is source.dtype:
+            if equal(result, wanted, source.dtype) and rank(made) == rank(source) and made.dtype is source.dtype:
                 return Region(node, steps, form)
         if made.is_graph_output() or len(consumers(made)) != 1:
             reason = f"{node.op_type}, before the {name} is complete, is read by several nodes or is an output"
@@ -101,9 +103,10 @@ def argument(core: ir.Node, source: ir.Value) -> np.ndarray | None:
     return evaluate(core.inputs[0], {source: POINTS})
 
 
-def equal(result: np.ndarray, wanted: np.ndarray) -> bool:
-    """Whether two functions are the same on the sample points."""
-    return bool(np.allclose(result, wanted, rtol=TOLERANCE, atol=TOLERANCE))
+def equal(result: np.ndarray, wanted: np.ndarray, dtype: ir.DataType | None) -> bool:
+    """Whether two functions are the same on the sample points, as far as constants of `dtype` tell."""
+    tolerance = HALVES.get(dtype, TOLERANCE) if dtype is not None else TOLERANCE
+    return bool(np.allclose(result, wanted, rtol=tolerance, atol=tolerance))
 
 
 def evaluate(value: ir.Value | None, known: Known, depth: int = DEPTH) -> np.ndarray | None:

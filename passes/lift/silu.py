@@ -76,7 +76,7 @@ def _forms(core: ir.Node, source: ir.Value) -> tuple[float, Forms]:
         return 0.0, HARD_SWISH
     fed = argument(core, source)
     alpha = float(fed[-1] / POINTS[-1]) if fed is not None and fed.shape == POINTS.shape else 0.0
-    if alpha == 0 or fed is None or not equal(fed, alpha * POINTS):
+    if alpha == 0 or fed is None or not equal(fed, alpha * POINTS, source.dtype):
         return 0.0, {}
     if core.op_type == "Exp":
         alpha = -alpha
