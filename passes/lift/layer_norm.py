@@ -24,7 +24,7 @@ from ..base import MisfitError
 from ..prover import ProvedPass
 from ..sites import inherit
 from .means import Mean, deviates, mean_of, uncast, variance_of
-from .norms import TYPES, Norm, Root, check_axes, divide, filled, follow, read_affine, read_root, vector
+from .norms import TYPES, Norm, Root, check_axes, divide, filled, follow, leaves_of, read_affine, read_root, vector
 from .values import consumers, only_consumer
 
 KIND, SPELLING = "layer_norm", "primitives"
@@ -51,7 +51,7 @@ class LiftLayerNorm(ProvedPass):
         except MisfitError as misfit:
             self.log.missed(KIND, node, SPELLING, str(misfit))
             return False
-        return self.replace(KIND, end, new, SPELLING)
+        return self.replace(KIND, end, new, SPELLING, leaves_of(new))
 
 
 def _read(variance: Mean, node: ir.Node) -> tuple[ir.Node, ir.Node]:

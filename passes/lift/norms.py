@@ -212,3 +212,12 @@ def filled(graph: ir.Graph, number: int, shape: Sequence[int], dtype: ir.DataTyp
     assert dtype is not None
     name = f"{('zeros', 'ones')[number]}.{'x'.join(map(str, shape))}.{dtype.name.lower()}"
     return add_constant(graph, name, np.full(shape, number, dtype.numpy()))
+
+
+def leaves_of(new: ir.Node) -> list[ir.Value]:
+    """What a norm and its primitives are both computed from.
+
+    With them the weights that the primitives read too, so that the layers of a model share one proof.
+    """
+    x, *weights = [value for value in new.inputs if value is not None]
+    return [x, *(w for w in weights if w.const_value is None or {"Mul", "Add"} & {n.op_type for n in w.consumers()})]

@@ -25,7 +25,7 @@ from ..base import MisfitError
 from ..prover import ProvedPass
 from ..sites import inherit
 from .means import Mean, axes_of, centred, mean_of_squares, sizes, uncast
-from .norms import TYPES, Norm, Root, check_axes, divide, filled, invert, read_affine, read_root
+from .norms import TYPES, Norm, Root, check_axes, divide, filled, invert, leaves_of, read_affine, read_root
 from .values import consumers, producer, scalar, split_scalar
 
 KIND, SPELLING = "rms_norm", "primitives"
@@ -59,7 +59,7 @@ class LiftRmsNorm(ProvedPass):
             if _divides(value, mean.of):
                 self.log.missed(KIND, node, SPELLING, str(misfit))
             return False
-        return self.replace(KIND, end, new, SPELLING)
+        return self.replace(KIND, end, new, SPELLING, leaves_of(new))
 
 
 def _root_mean_square(value: ir.Value) -> Mean | None:

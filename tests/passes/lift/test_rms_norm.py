@@ -125,6 +125,17 @@ def test_several_axes_are_normalised_together(compare: Compare, spell: Spell) ->
     compare(model, lifted.model, cases(model), RTOL, ATOL)
 
 
+def test_layers_share_one_proof_whatever_their_weights(compare: Compare) -> None:
+    layer = "q{0} = Mul(y{0}, y{0}) v{0} = ReduceMean(q{0}, last) e{0} = Add(v{0}, eps) r{0} = Sqrt(e{0}) "
+    layer += "n{0} = Div(y{0}, r{0}) y{1} = Mul(n{0}, {2})"
+    body = " ".join(layer.format(*names) for names in ((0, 1, "w"), (1, 2, "fine"), (2, "", "positive")))
+    model = make(f"y0 = Identity(x) {body}")
+    lifted = lift(model)
+    assert [site.status for site in lifted.log.sites] == ["lifted"] * 3
+    assert (lifted.prover.asked, len(lifted.prover.proofs)) == (3, 1)
+    compare(model, lifted.model, cases(model), 3 * RTOL, 3 * ATOL)
+
+
 def test_a_ready_norm_is_logged(compare: Compare, spell: Spell) -> None:
     model = make("y = RMSNormalization(x, w)")
     lifted = lift(model)
