@@ -152,15 +152,17 @@ class ProvedPass(GraphPass):
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
-        `leaves`: what both are computed from, where that is not the inputs of `new` themselves. `others`: nodes of one
-        output in whose place the further outputs of `new` come. What these and `end` need and `new` does not stays
-        behind without a reader. With `quiet` nothing is logged: it is no site.
+        `leaves`: what both are computed from, where that is not the inputs of `new` themselves; constants among them
+        may be anything. `others`: nodes of one output in whose place the further outputs of `new` come. What these and
+        `end` need and `new` does not stays behind without a reader. With `quiet` nothing is logged: it is no site.
         """
         nodes = [end, *others]
         olds = [node.outputs[0] for node in nodes]
         for old, made in zip(olds, new.outputs, strict=True):
             made.shape, made.type = old.shape, old.type
-        read = leaves or [operand for operand in new.inputs if operand is not None and operand.const_value is None]
+        read = list(leaves) or [
+            operand for operand in new.inputs if operand is not None and operand.const_value is None
+        ]
         for old, made in zip(olds, new.outputs, strict=True):
             proof = self.prover.prove(old, made, map(root, read)) if self.prover is not None else Proof(equal=True)
             if not proof.equal:
@@ -192,7 +194,8 @@ class ProvedPass(GraphPass):
         nothing is logged: it is no site, or one that is logged all the same.
         """
         old = end.outputs[0]
-        proof = self.prover.prove(old, new, map(root, leaves), rows) if self.prover is not None else Proof(equal=True)
+        read = [leaf for leaf in map(root, leaves) if leaf.const_value is None]  # a constant is what it is
+        proof = self.prover.prove(old, new, read, rows) if self.prover is not None else Proof(equal=True)
         assert end.graph is not None
         if not proof.equal:
             if not quiet:
@@ -233,7 +236,6 @@ class Region:
         if rows is not None:
             self.results |= {"mask": rows.mask, "attention": new if rows.attention is None else rows.attention}
         # a leaf whose shape is not known cannot be drawn: what it is computed from takes its place
-        leaves = [leaf for leaf in leaves if leaf.const_value is None]  # a constant is what it is
         self.leaves = dict.fromkeys(leaf for leaf in leaves if self._is_known(leaf) or leaf.producer() is None)
         self.constants: dict[ir.Value, None] = {}
         self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
