@@ -12,12 +12,17 @@ from ..prover import Prover
 from ..sites import SiteLog
 from .attention import LiftAttention
 from .einsum import UnfoldEinsum
+from .gated import LiftGated
 from .gelu import LiftGelu
+from .group_norm import LiftGroupNorm
 from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
 from .linear_attention import LiftLinearAttention
+from .residual import LiftResidual
+from .rms_norm import LiftRmsNorm
 from .rotary import LiftRotary
 from .shapes import ResolveShapes
+from .silu import LiftSilu
 from .softmax import UnifySoftmax
 from .tidy import ConvertOpset, Fold, Tidy
 
@@ -46,11 +51,16 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
         ResolveShapes(),  # and the dims that are computed at run time
         UnfoldEinsum(log, prover),
         UnifySoftmax(log, prover),
-        LiftLayerNorm(log),
+        LiftGroupNorm(log, prover),  # before that of layers, which would take a group's axes for a layer's
+        LiftLayerNorm(log, prover),
+        LiftRmsNorm(log, prover),
         LiftGelu(log, prover),
+        LiftSilu(log, prover),
+        LiftGated(log, prover),  # of the activations that the two before it made
         LiftRotary(log),
         LiftAttention(log, prover),
         LiftLinearAttention(log, prover),
+        LiftResidual(log, prover),  # of the norms, whoever made them; the sum's other readers are sorted by Tidy
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]
     run(model, passes, trail)

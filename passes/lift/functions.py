@@ -1,7 +1,8 @@
 """Functions of domain `graphwright`: what the standard cannot say, each with a body of standard ops.
 
 A `Definition` is written as ONNX text. `call` makes a node of it and declares the function in the model, once. The
-body's node that stands for the whole (its core) is named `core`: behind `inline` it alone bears the mark of the site.
+body's node that stands for the whole (its core) is named `core`: behind `inline` it bears the mark of the site. A node
+that is a site of its own inside of it (the norm of a residual and norm) is named `core_` and its kind.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from ...spec import SITE
+from .values import add_constant, constant
 
 DOMAIN = "graphwright"
 VERSION = 1
 CORE = "core"  # name of the node of a body that stands for the site
+INNER = "core_"  # start of the name of one that is a site of a kind of its own
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ def declare(model: ir.Model, function: ir.Function) -> None:
 
 
 def inline(model: ir.Model) -> bool:
-    """Every function of the domain by its body, in place; whether there was one. Cores bear the mark of their site."""
+    """Every function of the domain by its body, in place; whether there was one. Cores bear the mark of their site.
+
+    Constants that a body makes in its input's type (CastLike) are initializers afterwards.
+    """
     calls = [node for node in model.graph.all_nodes() if node.domain == DOMAIN]
     for node in calls:
         kind = node.metadata_props.pop(SITE, None)
@@ -55,6 +61,25 @@ def inline(model: ir.Model) -> bool:
         for inner in body:
             if inner.name == CORE and kind is not None:
                 inner.metadata_props[SITE] = kind
+            elif inner.name is not None and inner.name.startswith(INNER):
+                inner.metadata_props[SITE] = inner.name.removeprefix(INNER)
     InlinePass(lambda function: function.domain == DOMAIN)(model)
     model.opset_imports.pop(DOMAIN, None)
+    if calls:
+        _settle_constants(model)
     return bool(calls)
+
+
+def _settle_constants(model: ir.Model) -> None:
+    """CastLike(constant, x) -> an initializer of x's type."""
+    for node in list(model.graph.all_nodes()):
+        value, like = node.inputs if node.domain == "" and node.op_type == "CastLike" else (None, None)
+        array = constant(value)
+        if value is None or array is None or like is None or like.dtype is None or node.graph is None:
+            continue
+        settled = add_constant(model.graph, f"{value.name}.settled", array.astype(like.dtype.numpy()))
+        ir.convenience.replace_all_uses_with(node.outputs, [settled])
+        node.graph.remove(node, safe=True)
+        made = value.producer()
+        if made is not None and made.graph is not None and not value.uses():
+            made.graph.remove(made, safe=True)

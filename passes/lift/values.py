@@ -73,6 +73,12 @@ def dims(value: ir.Value | None) -> list[int | str | None] | None:
     return [dim(value, axis) for axis in range(len(value.shape))]
 
 
+def same_shape(one: ir.Value, other: ir.Value) -> bool:
+    """Whether both have one shape, every dim of it known by size or name."""
+    found = dims(one)
+    return found is not None and None not in found and found == dims(other)
+
+
 def broadcast(values: Sequence[ir.Value]) -> ir.Shape | None:
     """The shape of an elementwise op on `values`; None if the rank of one is unknown."""
     ranks = [len(value.shape) for value in values if value.shape is not None]

@@ -98,6 +98,15 @@ def test_halves_are_proved_in_float32() -> None:
     assert Prover().prove(doubled, twice, [x]).equal
 
 
+def test_a_half_is_equal_to_one_rounding() -> None:
+    def proved(factor: float, kind: ir.TensorType) -> bool:
+        x = value("x", ["n", 8], kind)
+        return Prover().prove(op("Identity", x, kind=kind), op("Mul", x, number(factor), kind=kind), [x]).equal
+
+    assert [proved(1 + 2.0**-13, kind) for kind in (FLOAT, HALF)] == [False, True]
+    assert not proved(1 + 2.0**-9, HALF)
+
+
 def test_data_that_the_site_only_reads_is_cut_off_where_it_comes_in() -> None:
     x, ids = value("x", ["n", 8]), value("ids", ["n"], ir.TensorType(ir.DataType.INT64))
     table = ir.Value(name="table", const_value=ir.tensor(np.ones((1000, 8), np.float32)), type=FLOAT)

@@ -71,3 +71,27 @@ def test_a_call_is_proved_with_its_function(model: ir.Model) -> None:
     prover = Prover(model.functions)
     assert prover.prove(old.outputs[0], call.outputs[0], [x]).equal
     assert not prover.prove(sigmoid.outputs[0], call.outputs[0], [x]).equal
+
+
+def test_a_site_inside_of_a_function_bears_its_own_mark() -> None:
+    made = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["": 23]>
+        g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }""")
+    pair = Definition("Pair (x) => (y) { [core] s = Neg(x)  [core_scaled] y = Sigmoid(s) }")
+    call = pair.call(made, made.graph.outputs)
+    call.metadata_props[SITE] = "pair"
+    call.outputs[0].type, call.outputs[0].shape = made.graph.inputs[0].type, made.graph.inputs[0].shape
+    made.graph.append(call)
+    made.graph.outputs[0] = call.outputs[0]
+    inline(made)
+    assert (lowered_to(made, "pair"), lowered_to(made, "scaled")) == ({"Neg": 1}, {"Sigmoid": 1})
+
+
+def test_the_constants_of_a_body_are_settled_in_the_type_of_its_input(model: ir.Model, run: Run) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    called = run(model, {"x": x})["z"]
+    inline(model)
+    assert [node.op_type for node in model.graph] == ["Relu", "Sigmoid", "Mul", "Sigmoid", "Mul"]
+    settled = [value.const_value for value in model.graph.initializers.values()]
+    assert sorted(float(tensor.numpy()) for tensor in settled if tensor is not None) == [1.0, 1.5]
+    np.testing.assert_array_equal(run(model, {"x": x})["z"], called)

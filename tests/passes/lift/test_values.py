@@ -17,6 +17,7 @@ from graphwright.passes.lift.values import (
     only_consumer,
     producer,
     rank,
+    same_shape,
     scalar,
     split_scalar,
 )
@@ -153,3 +154,22 @@ def test_an_op_is_made_once_for_the_same_inputs(model: ir.Model, values: dict[st
     assert once(before, "Add", [values["x"], values["x"]]) is not made
     assert once(before, "Sub", [values["x"], values["w"]]) is not made
     assert (made.dtype, str(made.shape)) == (ir.DataType.FLOAT, "[B,3,4]")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (["B", 3], ["B", 3], True),
+        (["B", 3], ["C", 3], False),
+        (["B", 3], ["B", 1], False),
+        ([3], [1, 3], False),
+        ([None, 3], [None, 3], False),  # two dims that nothing is known of
+        (None, None, False),
+        ([], [], True),
+    ],
+)
+def test_one_shape_is_known_to_be_another(
+    one: list[int | str | None] | None, other: list[int | str | None] | None, same: bool
+) -> None:
+    made = [ir.Value(name="v", shape=None if dims is None else ir.Shape(dims)) for dims in (one, other)]
+    assert same_shape(*made) is same
