@@ -17,6 +17,7 @@ from . import tables
 from .artifact import Artifact, load
 from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
+from .compare.undefined import leave_out
 from .compare.verify import example_feeds, spec_cases, verify_recorded
 from .errors import BuildError, DeviceError, Exit, GraphwrightError, worst
 from .export import OPSET, Source, load_source, open_reference
@@ -119,6 +120,7 @@ def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
     with _timed("reference", progress) as say:
         ranges = ranges_of(golden.model, spec)
         recorded, stored = reference_stage(spec, golden, spec_cases(spec, ranges), store)
+        recorded = leave_out(lifted.model, recorded)
         say(f"{len(recorded)} cases{' from the store' if stored else ''}")
     return Prepared(golden.model, lifted, ranges, recorded, store)
 
@@ -212,7 +214,8 @@ def build(
         build_into(record, optimized, ranges, folder, store)
         if spec is not None:
             golden = export_stage(spec, OPSET, store)
-            keep_golden(reference_stage(spec, golden, spec_cases(spec, ranges), store)[0], folder / GOLDEN)
+            recorded, _ = reference_stage(spec, golden, spec_cases(spec, ranges), store)
+            keep_golden(leave_out(lifted.model, recorded), folder / GOLDEN)
             manifest.golden = GOLDEN
         manifest.targets.append(record)
         write(manifest, folder)

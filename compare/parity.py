@@ -257,7 +257,9 @@ def _judge(name: str, differences: list[tuple[Case, Difference]], allowed: Toler
     if limit is not None and mean < limit:
         failures.append(f"has mean row cosine {mean:.6g}, below {limit:g}")
     undefined = sum(each.undefined for each in numbers)
-    note = f"{undefined} entries left out: the reference is NaN there" if undefined else ""
+    note = (
+        f"{undefined} entries left out: NaN in the reference, or of a query that no key is allowed" if undefined else ""
+    )
     # where nothing could be compared there is no number; zero cosines do not look like success
     empty = 1.0 if numbers else 0.0
     return OutputParity(

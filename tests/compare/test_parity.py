@@ -308,7 +308,7 @@ def test_entries_left_out_are_said_in_a_passed_verdict() -> None:
     expected = np.array([[1.0, np.nan]])
     found = check(lambda case: {"y": expected}, Fixed({"y": np.array([[1.0, 0.0]])}), [Case("only", {})], "fp32")
     assert found.verdict == "passed"
-    assert found.outputs[0].reason == "1 entries left out: the reference is NaN there"
+    assert found.outputs[0].reason == "1 entries left out: NaN in the reference, or of a query that no key is allowed"
 
 
 class Refused(Exception):
