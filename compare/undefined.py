@@ -82,8 +82,8 @@ def _masks(graph: ir.Model) -> Session | None:
 
 def _without_key(mask: np.ndarray) -> np.ndarray:
     """[batch or 1, heads or 1, queries, keys] -> [batch or 1, queries]: whether a head has no allowed key."""
-    allows: np.ndarray = (mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1)
-    return np.asarray(~np.asarray(allows).all(axis=1))
+    allows = np.asarray((mask if mask.dtype == np.bool_ else mask > LOWEST).any(axis=-1))
+    return np.logical_not(np.asarray(allows.all(axis=1)))
 
 
 def _wide(rows: np.ndarray, array: np.ndarray) -> np.ndarray:
