@@ -121,22 +121,19 @@ def optimize(
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
     """The target graph: lifted, quantized and lowered, not built."""
-    from . import tables
+    from .explanation import explain as explain_sites
     from .export import to_onnx
-    from .manifest import SiteRecord
     from .passes import optimize as optimize_graph
     from .passes import parse_job
+    from .records import site_records
 
     parse_job(target)
     spec = _load(source).spec
     done = optimize_graph(to_onnx(spec, opset), target)
-    sites = [
-        SiteRecord(kind=s.kind, path=s.path, status=s.status, reason=s.reason, spelling=s.spelling)
-        for s in done.log.sites
-    ]
+    sites = site_records(done.log)
     _write_graph(done.model, out, as_json, {"job": str(done.job), "sites": [site.model_dump() for site in sites]})
     if explain and not as_json:
-        print_result(tables.sites(sites))
+        print_result(*explain_sites(sites, str(done.lifted.prover)))
 
 
 @app.command()

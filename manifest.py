@@ -40,6 +40,8 @@ class SiteRecord(Record):
     status: Literal["lifted", "declined", "missed"]
     reason: str = ""
     spelling: str = Field(default="", description="how the exporter had written it")
+    became: str = Field(default="", description="of a lifted one: the op that stands for it now")
+    proof: str = Field(default="", description="of a rewritten one: what was seen to be equal")
 
 
 class Worst(Record):

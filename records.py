@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from .compare.cases import record as record_cases
 from .compare.verify import replaying
 from .manifest import Build, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
-from .passes import TARGETS, Lifted, Optimized, count_ops, count_precisions, lowered_to
+from .passes import TARGETS, Lifted, Optimized, SiteLog, count_ops, count_precisions, lowered_to
 from .spec import Job, ModelSpec
 from .stages import GOLDEN, GRAPH, Ranges, Recorded, build_stage, copy_file, save_graph
 from .store import Store, hash_file, versions
@@ -22,17 +23,18 @@ def start_manifest(spec: ModelSpec | None, source: dict[str, str], lifted: Lifte
     is_torch = spec is not None and hasattr(spec.module, "state_dict")
     runtime, package = ("torch", "torch") if is_torch else ("onnxruntime", "onnxruntime")
     found = versions(package, f"{package}-gpu")
-    sites = [
-        SiteRecord(kind=site.kind, path=site.path, status=site.status, reason=site.reason, spelling=site.spelling)
-        for site in lifted.log.sites
-    ]
     return Manifest(
         source={"name": spec.name if spec else source["text"], **source},
         reference=Reference(runtime=runtime, precision="fp32", version=next(iter(found.values()), "")),
         dynamic={dim: list(bounds) for dim, bounds in ranges.items()},
-        sites=sites,
+        sites=site_records(lifted.log),
         targets=[],
     )
+
+
+def site_records(log: SiteLog) -> list[SiteRecord]:
+    """The sites of a log as the manifest has them."""
+    return [SiteRecord(**asdict(site)) for site in log.sites]
 
 
 def describe(job: Job, optimized: Optimized, before: dict[str, dict[str, int]]) -> TargetRecord:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .compare.latency import NONE, milliseconds
-from .manifest import Latency, Manifest, SiteRecord, TargetRecord
+from .manifest import Latency, Manifest, TargetRecord
 from .spec import Job
 
 STYLES = {"passed": "green", "built": "green", "ok": "green", "failed": "red", "problem": "red", "lifted": "green"}
@@ -67,12 +67,6 @@ def _times(latency: Latency | None) -> list[str]:
         return [NONE, NONE, NONE]
     ratio = latency.ratio_to_reference
     return [milliseconds(latency.median_ms), milliseconds(latency.p90_ms), NONE if ratio is None else f"{ratio:.2f}"]
-
-
-def sites(records: Iterable[SiteRecord]) -> Table:
-    """Every site: what was found where, and what became of it."""
-    rows = [(site.kind, site.path, site.status, site.spelling, site.reason) for site in records]
-    return plain(("kind", "module", "status", "spelling", "reason"), rows)
 
 
 def reasons(manifest: Manifest) -> list[str]:

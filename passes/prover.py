@@ -56,6 +56,12 @@ class Proof:
     shapes: int = 0
     undefined: int = 0  # rows of queries with no allowed key, left out
 
+    def __str__(self) -> str:
+        if not self.equal:
+            return self.reason
+        left_out = f"; {self.undefined} rows of queries with no allowed key left out" if self.undefined else ""
+        return f"equal at {self.shapes} shapes, largest difference {self.worst:.1e} of {self.scale:.2g}{left_out}"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -87,6 +93,11 @@ class Prover:
     proofs: dict[str, Proof] = field(default_factory=dict)
     asked: int = 0
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """What proving cost, in words."""
+        shared = f", {len(self.proofs)} of them run: equal sites share one" if self.asked > len(self.proofs) else ""
+        return f"{self.asked} proofs{shared}; {self.seconds:.1f} s."
 
     def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], rows: Rows | None = None) -> Proof:
         """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite.
@@ -169,6 +180,7 @@ class ProvedPass(GraphPass):
         read = list(leaves) or [
             operand for operand in new.inputs if operand is not None and operand.const_value is None
         ]
+        said = ""
         for old, made in zip(olds, new.outputs, strict=True):
             proof = self.prover.prove(old, made, map(root, read)) if self.prover is not None else Proof(equal=True)
             if not proof.equal:
@@ -177,10 +189,11 @@ class ProvedPass(GraphPass):
                 for index in range(len(new.inputs)):  # it must not stay a reader of what it will not compute
                     new.replace_input_with(index, None)
                 return False
+            said = said or str(proof)
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, nodes, [new], olds, new.outputs)
         if not quiet:
-            self.log.lifted(kind, new, spelling, reason)
+            self.log.lifted(kind, new, spelling, reason, said)
         return True
 
     def swap(
@@ -212,7 +225,7 @@ class ProvedPass(GraphPass):
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         end.graph.remove(end, safe=True)
         if not quiet:
-            self.log.lifted(kind, core, spelling)
+            self.log.lifted(kind, core, spelling, proof=str(proof))
         return True
 
 

@@ -23,6 +23,8 @@ class Site:
     status: Literal["lifted", "declined", "missed"]
     spelling: str = ""
     reason: str = ""
+    became: str = ""  # of a lifted one: the op that stands for it now
+    proof: str = ""  # and what was seen to be equal, in words
 
 
 @dataclass
@@ -31,10 +33,10 @@ class SiteLog:
 
     sites: list[Site] = field(default_factory=list)
 
-    def lifted(self, kind: str, node: ir.Node, spelling: str, reason: str = "") -> None:
+    def lifted(self, kind: str, node: ir.Node, spelling: str, reason: str = "", proof: str = "") -> None:
         """`node` is now the standard op of its kind, or, for `reason`, a function of domain `graphwright`."""
         node.metadata_props[SITE] = kind
-        self.sites.append(Site(kind, path_of(node), "lifted", spelling, reason))
+        self.sites.append(Site(kind, path_of(node), "lifted", spelling, reason, name_of(node), proof))
 
     def declined(self, kind: str, node: ir.Node, spelling: str, reason: str) -> None:
         """The site at `node` fitted, but its rewrite was not made."""
@@ -57,6 +59,11 @@ def path_of(node: ir.Node) -> str:
     return node.metadata_props.get(PATH) or node.name or node.op_type
 
 
+def name_of(node: ir.Node) -> str:
+    """The op of a node, with its domain where that is not ONNX's own."""
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
 def inherit(new: ir.Node, old: ir.Node) -> ir.Node:
     """`new` stands for `old`: the same module path."""
     if PATH in old.metadata_props:
@@ -69,6 +76,5 @@ def lowered_to(model: ir.Model, kind: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if node.metadata_props.get(SITE) == kind:
-            name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            counts[name] = counts.get(name, 0) + 1
+            counts[name_of(node)] = counts.get(name_of(node), 0) + 1
     return counts

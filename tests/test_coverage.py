@@ -20,7 +20,7 @@ def coverage() -> Any:
     """benchmarks/coverage.py, which imports its neighbour."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        import coverage  # type: ignore[import-not-found]
+        import coverage
 
         yield coverage
     finally:

@@ -54,9 +54,11 @@ class Pattern:
     @property
     def spelling(self) -> str:
         """In words, from the product of Q and K on."""
+        lead = {len(lead) for lead in self.scores.leads}
+        regrouped = ["regrouped axes"] * (lead != {2})
         operands = [unscaled(value)[1] for value in self.scores.product.inputs]
         ready = ["scaled Q, K"] * any(scale != 1 for scale in operands)
-        return ", ".join(["softmax(QK)V", *self.scores.spelling, *ready, *self.weights.spelling])
+        return ", ".join(["softmax(QK)V", *self.scores.spelling, *ready, *regrouped, *self.weights.spelling])
 
 
 class LiftAttention(ProvedPass):
