@@ -19,8 +19,8 @@ def test_the_log_keeps_the_order_and_marks_what_was_lifted() -> None:
     log.lifted("attention", attention, "softmax(QK)V")
     log.lifted("gelu", gelu, "Erf form")
     missed = Site("attention", "encoder.0", "missed", "softmax", "softmax is over axis 1")
-    lifted = Site("attention", "encoder.1", "lifted", "softmax(QK)V")
-    assert log.sites == [missed, lifted, Site("gelu", "mlp", "lifted", "Erf form")]
+    lifted = Site("attention", "encoder.1", "lifted", "softmax(QK)V", became="Attention")
+    assert log.sites == [missed, lifted, Site("gelu", "mlp", "lifted", "Erf form", became="Gelu")]
     assert log.kinds() == {"attention": [missed, lifted], "gelu": [log.sites[2]]}
     assert [item.metadata_props.get(SITE) for item in (softmax, attention, gelu)] == [None, "attention", "gelu"]
 
