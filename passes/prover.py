@@ -99,25 +99,35 @@ class Prover:
         shared = f", {len(self.proofs)} of them run: equal sites share one" if self.asked > len(self.proofs) else ""
         return f"{self.asked} proofs{shared}; {self.seconds:.1f} s."
 
-    def prove(self, old: ir.Value, new: ir.Value, leaves: Iterable[ir.Value], rows: Rows | None = None) -> Proof:
+    def prove(
+        self,
+        old: ir.Value,
+        new: ir.Value,
+        leaves: Iterable[ir.Value],
+        rows: Rows | None = None,
+        kept: Iterable[ir.Value] = (),
+    ) -> Proof:
         """Whether `new` computes what `old` does, both being functions of `leaves`. Never raises for a bad rewrite.
 
-        `rows` of an attention: which of its rows are undefined; they are left out and counted.
+        `rows` of an attention: which of its rows are undefined; they are left out and counted. `kept`: constants whose
+        numbers count; what is computed from them is computed, and not any value that both sides read.
         """
         start = time.perf_counter()
         self.asked += 1
         try:
-            return self._prove(old, new, list(dict.fromkeys(leaves)), rows)
+            return self._prove(old, new, list(dict.fromkeys(leaves)), rows, list(kept))
         except UnprovableError as error:
             return Proof(equal=False, reason=f"could not be proved: {error}")
         finally:
             self.seconds += time.perf_counter() - start
 
-    def _prove(self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None) -> Proof:
+    def _prove(
+        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None, kept: list[ir.Value]
+    ) -> Proof:
         failed: UnprovableError | None = None
         for trust in TRUST:
             try:
-                region = Region(old, new, leaves, rows, trust)
+                region = Region(old, new, leaves, rows, trust, kept)
                 digest = region.digest()
                 if digest not in self.proofs:
                     self.proofs[digest] = _run(region, self.functions)
@@ -165,13 +175,14 @@ class ProvedPass(GraphPass):
         others: Sequence[ir.Node] = (),
         quiet: bool = False,
         reason: str = "",
+        kept: Sequence[ir.Value] = (),
     ) -> bool:
         """Put `new`, which stands nowhere yet, in the place of `end`, if both compute the same; log the site.
 
         `leaves`: what both are computed from, where that is not the inputs of `new` themselves; constants among them
         may be anything. `others`: nodes of one output in whose place the further outputs of `new` come. What these and
         `end` need and `new` does not stays behind without a reader. With `quiet` nothing is logged: it is no site.
-        `reason`: why `new` is a function and not the standard op.
+        `reason`: why `new` is a function and not the standard op. `kept`: see `Prover.prove`.
         """
         nodes = [end, *others]
         olds = [node.outputs[0] for node in nodes]
@@ -182,7 +193,9 @@ class ProvedPass(GraphPass):
         ]
         said = ""
         for old, made in zip(olds, new.outputs, strict=True):
-            proof = self.prover.prove(old, made, map(root, read)) if self.prover is not None else Proof(equal=True)
+            proof = Proof(equal=True)
+            if self.prover is not None:
+                proof = self.prover.prove(old, made, map(root, read), kept=kept)
             if not proof.equal:
                 if not quiet:
                     self.log.declined(kind, end, spelling, proof.reason)
@@ -246,7 +259,13 @@ class Region:
     """The nodes between leaves and results, in order, and everything that flows in."""
 
     def __init__(
-        self, old: ir.Value, new: ir.Value, leaves: list[ir.Value], rows: Rows | None = None, trust: Trust = "all"
+        self,
+        old: ir.Value,
+        new: ir.Value,
+        leaves: list[ir.Value],
+        rows: Rows | None = None,
+        trust: Trust = "all",
+        kept: Iterable[ir.Value] = (),
     ) -> None:
         self.guess = trust == "guess"
         self.names_of_inputs = _names_of_inputs(old) if trust == "inputs" else None
@@ -257,7 +276,7 @@ class Region:
         # a leaf whose shape is not known cannot be drawn: what it is computed from takes its place
         self.leaves = dict.fromkeys(leaf for leaf in leaves if self._is_known(leaf) or leaf.producer() is None)
         self.constants: dict[ir.Value, None] = {}
-        self._reaches: dict[ir.Value, bool] = dict.fromkeys(leaves, True)
+        self._reaches: dict[ir.Value, bool] = dict.fromkeys([*leaves, *kept], True)
         self._sized: dict[ir.Value, bool] = {}
         found: dict[ir.Node, None] = {}
         for value in self.results.values():

@@ -12,12 +12,14 @@ from ..prover import Prover
 from ..sites import SiteLog
 from .attention import LiftAttention
 from .einsum import UnfoldEinsum
+from .embedding import LiftEmbedding
 from .gated import LiftGated
 from .gelu import LiftGelu
 from .group_norm import LiftGroupNorm
 from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
 from .linear_attention import LiftLinearAttention
+from .reshapes import FoldReshapes
 from .residual import LiftResidual
 from .rms_norm import LiftRmsNorm
 from .rotary import LiftRotary
@@ -25,6 +27,7 @@ from .shapes import ResolveShapes
 from .silu import LiftSilu
 from .softmax import UnifySoftmax
 from .tidy import ConvertOpset, Fold, Tidy
+from .tied_weights import LiftTiedWeights
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,25 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
     passes = [
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
-        InferSymbols(),
         ResolveShapes(),  # and the dims that are computed at run time
+        InferSymbols(),  # where that left something unknown
         UnfoldEinsum(log, prover),
         UnifySoftmax(log, prover),
+        FoldReshapes(),  # so that rules see one view where the exporter made several
         LiftGroupNorm(log, prover),  # before that of layers, which would take a group's axes for a layer's
         LiftLayerNorm(log, prover),
         LiftRmsNorm(log, prover),
         LiftGelu(log, prover),
         LiftSilu(log, prover),
         LiftGated(log, prover),  # of the activations that the two before it made
-        LiftRotary(log),
+        LiftEmbedding(log, prover),
+        LiftRotary(log, prover),
         LiftAttention(log, prover),
         LiftLinearAttention(log, prover),
+        LiftTiedWeights(log, prover),
         LiftResidual(log, prover),  # of the norms, whoever made them; the sum's other readers are sorted by Tidy
+        ResolveShapes(),  # of what the rules made
+        FoldReshapes(),
         Tidy(),  # last: what the rules left without a reader, and masks made twice
     ]
     run(model, passes, trail)

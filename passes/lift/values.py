@@ -87,7 +87,8 @@ def broadcast(values: Sequence[ir.Value]) -> ir.Shape | None:
     dims: list[int | str | None] = []
     for axis in range(-max(ranks), 0):
         sizes = {dim(value, axis) for value, own in zip(values, ranks, strict=True) if own >= -axis} - {1}
-        dims.append(sizes.pop() if len(sizes) == 1 else None if sizes else 1)
+        numbers = [size for size in sizes if isinstance(size, int)]  # all else is that number, or 1
+        dims.append(numbers[0] if numbers else sizes.pop() if len(sizes) == 1 else None if sizes else 1)
     return ir.Shape(dims)
 
 
