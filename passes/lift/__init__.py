@@ -54,8 +54,8 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
         InferSymbols(),  # where that left something unknown
         UnfoldEinsum(log, prover),
         UnifySoftmax(log, prover),
-        FoldReshapes(),  # so that rules see one view where the exporter made several
         LiftGroupNorm(log, prover),  # before that of layers, which would take a group's axes for a layer's
+        FoldReshapes(),  # so that rules see one view where the exporter made several; a view in groups is one of them
         LiftLayerNorm(log, prover),
         LiftRmsNorm(log, prover),
         LiftGelu(log, prover),
