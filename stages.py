@@ -51,7 +51,7 @@ def export_stage(spec: ModelSpec, opset: int, store: Store) -> Golden:
     from .export.trace import convert, digest, trace
 
     program = trace(spec)
-    acting = versions("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    acting = versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     stage = key("export", program=digest(spec, program), opset=opset, versions=acting, own=own_digest())
 
     def write(folder: Path) -> None:

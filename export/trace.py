@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..errors import BuildError, InputError, UsageError
 from ..runtimes.reference import evaluating, name_outputs, nest, to_tensor
 from ..spec import PATH, RANGES, ModelSpec
+from .front_end import front_end
 
 OPSETS = range(18, 24)  # what torch.onnx.export writes without going down a version, which may fail
 
@@ -39,18 +40,20 @@ def trace(spec: ModelSpec) -> ExportedProgram:
     inputs = nest(spec.inputs, _enlarge(spec, tensors))
     bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
     bounds |= {dim: (low, high) for dim, (low, _, high) in spec.ranges.items()}
-    deferred = False
+    deferred, front = False, front_end(spec.module)
     # Each round can only narrow a dim's range, and torch names all the dims that it can at once.
     for _ in range(len(bounds) + 3):
         try:
-            with _quiet(), evaluating(spec.module):
-                return torch.export.export(
+            with _quiet(), evaluating(spec.module), front.active():
+                program = torch.export.export(
                     spec.module,
                     (),
                     inputs,
                     dynamic_shapes=_shapes(spec, bounds),
                     prefer_deferred_runtime_asserts_over_guards=deferred,
                 )
+            front.repair(program)
+            return program
         except Exception as error:
             if "Suggested fixes" in str(error):
                 bounds = _narrow(spec, bounds, inputs, error)
@@ -66,12 +69,21 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     if opset not in OPSETS:
         raise UsageError(f"Opset {opset} is not one that can be exported: take {OPSETS[0]} to {OPSETS[-1]}.")
     names = _output_names(spec, program)
+    front = front_end(spec.module)
     try:
-        with _quiet():
-            exported = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+        with _quiet(), evaluating(spec.module), front.active():
+            exported = torch.onnx.export(
+                program,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=dict(front.translations),
+            )
     except Exception as error:
         raise BuildError(f"{spec.name!r} has no ONNX form at opset {opset}: {_first_lines(error)}") from error
     assert exported is not None
+    assert exported.exported_program is not None
+    _check_state(spec, exported.exported_program)
     model = exported.model
     model.graph.name = spec.name
     _name_dims(spec, program, model)
@@ -288,6 +300,15 @@ def _free(model: ir.Model, names: list[str]) -> None:
                 fresh += ".inner"
             taken.add(fresh)
             value.name = fresh
+
+
+def _check_state(spec: ModelSpec, program: ExportedProgram) -> None:
+    """Raise InputError where forward writes into a buffer of its module."""
+    for name in program.graph_signature.buffers_to_mutate.values():
+        raise InputError(
+            f"{type(spec.module).__name__}.forward changes the buffer {name!r}, but a graph keeps nothing from one run "
+            "to the next: take it as an input, and return its new value."
+        )
 
 
 def _check_borders(spec: ModelSpec, model: ir.Model) -> None:

@@ -62,12 +62,19 @@ def _plain(result: Any) -> Any:
 
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside the block, and as it was after it."""
+    """`module` in eval mode inside the block, and as it was after it; without torch's fused encoder layer.
+
+    That kernel of nn.TransformerEncoder and nn.MultiheadAttention writes zeros where a row is padding, the layer as it
+    is documented and trained does not; and no graph can hold it.
+    """
     modes = {part: part.training for part in module.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for part, training in modes.items():
             part.training = training
 
