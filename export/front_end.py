@@ -40,7 +40,8 @@ class FrontEnd:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """To be entered around each call of torch.export and torch.onnx."""
-        with torch.no_grad():
+        # where its cache of operators is hit, torch.export traces the sizes that the cache computes, and may fail there
+        with torch.no_grad(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             yield
 
     def repair(self, program: ExportedProgram) -> None:

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, disable_fake_tensor_cache
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -140,7 +140,8 @@ def _expand(owner: GraphModule, node: Node) -> bool:
         return repaired(*args, **kwargs)
 
     values = [value.meta["val"] for value in inputs]
-    with cast("FakeTensorMode", detect_fake_mode(values)):
+    mode = cast("FakeTensorMode", detect_fake_mode(values))
+    with mode, disable_fake_tensor_cache(mode):  # see front_end.py
         if call(*values) is NotImplemented:
             return False
         traced = make_fx(call, pre_dispatch=True)(*values).graph
