@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from ..errors import GraphwrightError, InputError
+from ..errors import GraphwrightError, InputError, UsageError
 from ..runtimes.child import serve
 from ..runtimes.reference import to_array
 from ..spec import ModelSpec
@@ -60,9 +61,16 @@ def convert_program(question: dict[str, Any]) -> dict[str, Any]:
 
 def _load(path: Path) -> ExportedProgram:
     try:
-        return torch.export.load(path)
+        program = torch.export.load(path)
     except Exception as error:
         raise InputError(f"{path} is no program that torch {torch.__version__} can read: {_line(error)}") from error
+    mode = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    if mode is not None and mode.shape_env is not None:
+        # torch enters sums of dims among the symbols when it loads a program, and fails over them when it converts one
+        ranges = mode.shape_env.var_to_range
+        for formula in [symbol for symbol in ranges if not symbol.is_symbol]:
+            del ranges[formula]
+    return program
 
 
 def spec_of(program: ExportedProgram, path: Path) -> ModelSpec:
@@ -79,12 +87,11 @@ def spec_of(program: ExportedProgram, path: Path) -> ModelSpec:
         name: {axis: str(size) for axis, size in enumerate(shapes[name]) if isinstance(size, torch.SymInt)}
         for name in names
     }
-    return ModelSpec(
-        _Program(program, names),
-        dict(zip(names, leaves, strict=True)),
-        {name: axes for name, axes in dynamic.items() if axes},
-        name=path.stem,
-    )
+    inputs, dynamic = dict(zip(names, leaves, strict=True)), {name: axes for name, axes in dynamic.items() if axes}
+    try:
+        return ModelSpec(_Program(program, names), inputs, dynamic, name=path.stem)
+    except UsageError as error:  # a dim that is another formula than a sum
+        raise InputError(f"{path} has dims that cannot be varied in this version: {error}") from error
 
 
 def _golden(spec: ModelSpec, program: ExportedProgram) -> ir.Model:

@@ -157,6 +157,28 @@ def test_a_reader_that_dies_is_an_error_of_the_file(program: Path) -> None:
         from_pt2(program, allow_code=True, command=(sys.executable, "-c", "import os; os.abort()"))
 
 
+def test_sums_of_dims_are_kept_and_other_formulas_refused(tmp_path: Path) -> None:
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y[1:]
+
+    length = Dim("length", max=64)
+    sizes = {"x": {0: length}, "y": {0: length + 1}}
+    path = save(tmp_path / "both.pt2", Both(), args=(torch.ones(4), torch.ones(5)), kwargs={}, dynamic_shapes=sizes)
+    spec, _ = from_pt2(path, allow_code=True)
+    name = spec.dynamic["x"][0]
+    assert spec.dynamic["y"] == {0: f"{name} + 1"}
+
+    class Half(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y[::2]
+
+    sizes = {"x": {0: length}, "y": {0: 2 * length}}
+    path = save(tmp_path / "half.pt2", Half(), args=(torch.ones(4), torch.ones(8)), kwargs={}, dynamic_shapes=sizes)
+    with pytest.raises(InputError, match=r"half\.pt2 has dims that cannot be varied in this version: .*2\*s"):
+        load_source(path, allow_code=True)
+
+
 def test_numbers_among_the_inputs_are_refused(tmp_path: Path) -> None:
     class Power(torch.nn.Module):
         def forward(self, x: torch.Tensor, power: int) -> torch.Tensor:
