@@ -323,7 +323,10 @@ def _free(model: ir.Model, names: list[str]) -> None:
 
 def _check_state(spec: ModelSpec, program: ExportedProgram) -> None:
     """Raise InputError where forward writes into a buffer of its module."""
-    for name in program.graph_signature.buffers_to_mutate.values():
+    signature = program.graph_signature
+    for result, name in signature.buffers_to_mutate.items():
+        if signature.inputs_to_buffers.get(result) == name:
+            continue  # it is set to itself, as by `self.table = self.table.to(x.device)`
         raise InputError(
             f"{type(spec.module).__name__}.forward changes the buffer {name!r}, but a graph keeps nothing from one run "
             "to the next: take it as an input, and return its new value."

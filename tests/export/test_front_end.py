@@ -143,6 +143,15 @@ class Counter(torch.nn.Module):
         return x + self.count
 
 
+def test_a_buffer_that_is_set_to_itself_is_not_changed() -> None:
+    class Moved(Counter):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count = self.count.to(x.device)
+            return x + self.count
+
+    gw.to_onnx(gw.ModelSpec(Moved(), {"x": torch.ones(2, 3)}, {"x": {0: "batch"}}))
+
+
 def test_a_forward_that_changes_a_buffer_is_refused() -> None:
     spec = gw.ModelSpec(Counter(), {"x": torch.ones(2, 3)}, {"x": {0: "batch"}})
     with pytest.raises(InputError, match=r"^Counter\.forward changes the buffer 'count', but a graph keeps nothing"):
