@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import re
@@ -366,11 +367,12 @@ def _quiet() -> Iterator[None]:
     The CPU flash kernel fixes a transposed stride in its shape function, so that a later reshape is traced as a view
     and cannot be decomposed (T5, BEiT); the math kernel traces to the same op.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+    # where a trace ends at a size that depends on data, torch prints all of it
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield

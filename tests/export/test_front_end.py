@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import graphwright as gw
-from graphwright.errors import InputError
+from graphwright.errors import BuildError, InputError
 from graphwright.export import open_reference
 from graphwright.export.front_end import FrontEnd, Transformers, front_end
 from graphwright.runtimes.ort_cpu import PROVIDER, OrtSession
@@ -156,3 +156,16 @@ def test_a_forward_that_changes_a_buffer_is_refused() -> None:
     spec = gw.ModelSpec(Counter(), {"x": torch.ones(2, 3)}, {"x": {0: "batch"}})
     with pytest.raises(InputError, match=r"^Counter\.forward changes the buffer 'count', but a graph keeps nothing"):
         gw.to_onnx(spec)
+
+
+class Loop(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for place in x[:, 0].nonzero():
+            x = x + place
+        return x
+
+
+def test_a_trace_that_ends_at_data_says_it_in_one_paragraph(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BuildError, match="could not trace 'model': GuardOnDataDependentSymNode"):
+        gw.to_onnx(gw.ModelSpec(Loop(), {"x": torch.randn(2, 3)}, {"x": {0: "batch"}}))
+    assert capfd.readouterr().err == ""
