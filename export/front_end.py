@@ -77,7 +77,8 @@ class Transformers(FrontEnd):
             yield
 
     def repair(self, program: ExportedProgram) -> None:
-        """The library's rewrites; converting applies them once more, after torch's decompositions."""
+        """Ours, then the library's, which converting applies once more after torch's decompositions."""
+        super().repair(program)
         self.utils.apply_fx_node_fixes("onnx", program.graph_module)
 
 
