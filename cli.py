@@ -15,6 +15,7 @@ from .errors import Exit, UsageError
 
 if TYPE_CHECKING:
     from .export import Source
+    from .spec import ModelSpec
 
 app = typer.Typer(
     name="graphwright",
@@ -25,7 +26,8 @@ app = typer.Typer(
 )
 
 SourceArg = Annotated[
-    str, typer.Argument(help="file.py:name, package.module:name, Hugging Face folder, model.onnx or zoo:name")
+    str,
+    typer.Argument(help="file.py:name, package.module:name, Hugging Face folder, model.onnx, model.pt2 or zoo:name"),
 ]
 TargetOpt = Annotated[str, typer.Option("--target", "-t", help="target[@device][:precision], of `graphwright targets`")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
@@ -35,6 +37,7 @@ OutFolder = Annotated[Path, typer.Option("--out", "-o", help="output folder")]
 OutFile = Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write")]
 BudgetOpt = Annotated[float, typer.Option(help="seconds for measuring latency; 0: do not measure")]
 RequireOpt = Annotated[bool, typer.Option("--require", help="exit 5 where a target cannot run here")]
+AllowOpt = Annotated[bool, typer.Option("--allow-code", help="read a .pt2 program, which can run code that is in it")]
 LATER = ("localize", "lint", "run", "bundle")
 
 
@@ -49,6 +52,7 @@ def ship(
     opset: OpsetOpt = 23,
     budget: BudgetOpt = 20.0,
     require: RequireOpt = False,
+    allow_code: AllowOpt = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001 - read by main
@@ -64,7 +68,7 @@ def ship(
     recipe = make_recipe(source=source, targets=tuple(target), out=out, opset=opset, budget=budget, require=require)
     check_output(out)
     steps = plan(recipe.jobs)
-    loaded = _load(source)
+    loaded = _load(source, allow_code)
     lines = [*_describe(loaded), *(f"{s.job}: will {s.does}, because {s.why}" for s in steps)]
     if dry_run and as_json:
         print_json({"plan": lines, "steps": [{"job": str(s.job), "does": s.does, "why": s.why} for s in steps]})
@@ -99,13 +103,14 @@ def export(
     source: SourceArg,
     out: OutFile,
     opset: OpsetOpt = 23,
+    allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
     """The golden graph: traced, its dynamic dims proved."""
     from .export import to_onnx
 
-    loaded = _load(source)
+    loaded = _load(source, allow_code)
     say("\n".join(_describe(loaded)))
     _write_graph(to_onnx(loaded.spec, opset), out, as_json, {})
 
@@ -117,6 +122,7 @@ def optimize(
     target: TargetOpt = "ort-cpu:fp32",
     explain: Annotated[bool, typer.Option("--explain", help="print every site and what became of it")] = False,
     opset: OpsetOpt = 23,
+    allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
@@ -128,7 +134,7 @@ def optimize(
     from .records import site_records
 
     parse_job(target)
-    spec = _load(source).spec
+    spec = _load(source, allow_code).spec
     done = optimize_graph(to_onnx(spec, opset), target)
     sites = site_records(done.log)
     _write_graph(done.model, out, as_json, {"job": str(done.job), "sites": [site.model_dump() for site in sites]})
@@ -142,6 +148,7 @@ def build(
     out: OutFolder,
     target: TargetOpt = "ort-cpu:fp32",
     opset: OpsetOpt = 23,
+    allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
@@ -154,7 +161,7 @@ def build(
 
     check_output(out)
     parse_job(target)
-    spec = _load(source).spec
+    spec = _load(source, allow_code).spec
     made = build_graph(optimize_graph(to_onnx(spec, opset), target), out, spec=spec)
     if as_json:
         print_result(made.manifest.model_dump_json(indent=2))
@@ -167,6 +174,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="what `ship` or `build` wrote")],
     source: Annotated[str | None, typer.Option(help="compare with this model, not with recorded outputs")] = None,
     require: RequireOpt = False,
+    allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
@@ -174,7 +182,7 @@ def verify(
     from . import tables
     from .finish import finish
 
-    spec = _load(source).spec if source else None
+    spec = _load_if_given(source, allow_code)
     with Progress() as progress:
         manifest, code = finish(folder, spec, require=require, progress=progress)
     if as_json:
@@ -189,6 +197,7 @@ def bench(
     folders: Annotated[list[Path], typer.Argument(help="what `ship` or `build` wrote; may be several")],
     source: Annotated[str | None, typer.Option(help="measure this model too, as the reference")] = None,
     budget: BudgetOpt = 20.0,
+    allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
 ) -> None:
@@ -201,7 +210,7 @@ def bench(
     from .export import open_reference
 
     artifacts = [artifact for folder in folders for artifact in load_all(folder)]
-    spec = _load(source).spec if source else None
+    spec = _load_if_given(source, allow_code)
     feeds = example_feeds(spec) if spec else typical_feeds(recorded(artifacts[0]))
     with contextlib.ExitStack() as stack, Progress() as progress:
         reference = stack.enter_context(open_reference(spec)) if spec else None
@@ -318,10 +327,16 @@ def _terminate(*_: object) -> None:
     raise SystemExit(Exit.TERMINATED)
 
 
-def _load(source: str) -> Source:
+def _load(source: str, allow_code: bool) -> Source:
     from .export import load_source
 
-    return load_source(source)
+    return load_source(source, allow_code=allow_code)
+
+
+def _load_if_given(source: str | None, allow_code: bool) -> ModelSpec | None:
+    if source is None and allow_code:
+        raise UsageError("--allow-code is for a .pt2 program, given as --source: leave it out.")
+    return None if source is None else _load(source, allow_code).spec
 
 
 def _describe(source: Source) -> list[str]:

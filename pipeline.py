@@ -76,13 +76,15 @@ def ship(
     calibration: Calibration | None = None,
     budget: float = 20.0,
     require: bool = False,
+    allow_code: bool = False,
     progress: Progress = _log.info,
 ) -> Shipment:
     """Make, prove and measure `source` for each of `targets` (`target[@device][:precision]`), into the folder `out`.
 
     A target that fails is recorded, and the others go on. `calibration` replaces the spec's. `budget`: seconds for the
-    latency comparison; 0: none. `require`: a target that cannot run here is an error. Raises UsageError, InputError,
-    and BuildError where the model itself cannot be exported; nothing is then left in `out`.
+    latency comparison; 0: none. `require`: a target that cannot run here is an error. `allow_code`: read a .pt2
+    program, which may hold code. Raises UsageError, InputError, and BuildError where the model itself cannot be
+    exported; nothing is then left in `out`.
     """
     text = source.name if isinstance(source, ModelSpec) else source.text if isinstance(source, Source) else str(source)
     recipe = make_recipe(
@@ -91,7 +93,7 @@ def ship(
     steps = plan(recipe.jobs)
     check_required(steps, require)
     with output_folder(recipe.out) as folder:
-        loaded = load_source(source)
+        loaded = load_source(source, allow_code=allow_code)
         spec = loaded.spec if calibration is None else replace(loaded.spec, calibration=calibration)
         shared = prepare(spec, recipe, progress)
         about = {"text": loaded.text, "kind": loaded.kind, "found": loaded.found}

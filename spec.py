@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -37,7 +38,8 @@ def pick(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dicts, lists and tuples under dotted names: `past_key_values.0.1`."""
+    """Leaves of nested dicts, lists, tuples and caches under dotted names: `past_key_values.0.1`."""
+    value = of_cache(value)
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flatten(item, f"{name}.{key}" if name else str(key))
@@ -48,12 +50,33 @@ def flatten(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def of_cache(value: Any) -> Any:
+    """A cache of transformers as pairs of keys and values, one a layer, or as its two caches; else `value` itself."""
+    known = sys.modules.get("transformers.cache_utils")
+    if known is None or not isinstance(value, known.Cache):
+        return value
+    if isinstance(value, known.EncoderDecoderCache):
+        return {"self": value.self_attention_cache, "cross": value.cross_attention_cache}
+    return [(layer.keys, layer.values) for layer in value.layers]
+
+
+def parts_of(dim: str) -> list[str]:
+    """The names in a dim: one, or those of a sum, as in `past + sequence`."""
+    return [part.strip() for part in dim.split("+")]
+
+
+def size_of(dim: str, sizes: Mapping[str, int]) -> int:
+    """The size of a dim, which may be a sum of dims and whole numbers."""
+    return sum(int(part) if part.isdecimal() else sizes[part] for part in parts_of(dim))
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A module with what is needed to export it, and to prove what was exported.
 
     `inputs`: example tensors by the name of `module.forward`'s parameter; nested values flatten to dotted names.
-    `dynamic`: names of the dims that change, by (dotted) input name and axis; one name is one size everywhere.
+    `dynamic`: names of the dims that change, by (dotted) input name and axis; one name is one size everywhere. A dim
+    may be the sum of others, as in `past + sequence`.
     `ranges`: (min, opt, max) of a dynamic dim; default: what the export proved.
     `calibration`: real inputs by name, as arrays: an iterable, or a function that returns one; parity is checked on
     them too.
@@ -81,10 +104,13 @@ class ModelSpec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The example size of each dynamic dim."""
+        """The example size of each dynamic dim that is no sum of others."""
         tensors = self.tensors
         return {
-            dim: int(tensors[name].shape[axis]) for name, axes in self.dynamic.items() for axis, dim in axes.items()
+            dim: int(tensors[name].shape[axis])
+            for name, axes in self.dynamic.items()
+            for axis, dim in axes.items()
+            if dim.isidentifier()
         }
 
     def samples(self) -> Iterator[Feeds]:
@@ -157,8 +183,11 @@ def _check_dynamic(spec: ModelSpec) -> None:
                     f"Dynamic axis {axis!r} of input {name!r} ({dim!r}) is out of range: the example has rank {rank}, "
                     f"so {exist}"
                 )
-            if not isinstance(dim, str) or not dim.isidentifier():
-                raise UsageError(f"The name of axis {axis} of input {name!r} must be an identifier, but is {dim!r}.")
+            if not isinstance(dim, str) or not _is_dim(dim):
+                raise UsageError(
+                    f"The name of axis {axis} of input {name!r} must be an identifier, or a sum of such as in "
+                    f"'past + sequence', but is {dim!r}."
+                )
             if not tensors[name].shape[axis]:
                 raise UsageError(
                     f"Dynamic dim {dim!r} has size 0 in the example {name!r}: give an example with at least one entry."
@@ -168,6 +197,32 @@ def _check_dynamic(spec: ModelSpec) -> None:
                 raise UsageError(
                     f"Dynamic dim {dim!r} has two sizes in the example inputs: {first} is {size}, {name}[{axis}] is "
                     f"{int(tensors[name].shape[axis])}. One name means one size: rename one of the two."
+                )
+
+    _check_sums(spec)
+
+
+def _is_dim(dim: str) -> bool:
+    parts = parts_of(dim)
+    return dim.isidentifier() or (
+        len(parts) > 1
+        and any(part.isidentifier() for part in parts)
+        and all(part.isidentifier() or part.isdecimal() for part in parts)
+    )
+
+
+def _check_sums(spec: ModelSpec) -> None:
+    sizes, tensors = spec.sizes, spec.tensors
+    for name, axes in spec.dynamic.items():
+        for axis, dim in axes.items():
+            for part in parts_of(dim):
+                if not part.isdecimal() and part not in sizes:
+                    pick(f"dim in the sum {dim!r} of ModelSpec.dynamic[{name!r}]", part, sizes)
+            size = int(tensors[name].shape[axis])
+            if size != size_of(dim, sizes):
+                raise UsageError(
+                    f"Axis {axis} of input {name!r} is to be {dim}, which is {size_of(dim, sizes)} in the example "
+                    f"inputs, but it is {size}."
                 )
 
 

@@ -19,7 +19,7 @@ from .passes import TARGETS, Optimized
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
 from .runtimes.child import build_in_child
 from .runtimes.ort_cpu import cores
-from .spec import RANGES, ModelSpec
+from .spec import RANGES, ModelSpec, parts_of, size_of
 from .store import Store, hash_file, key, own_digest, versions
 
 GRAPH = "model.onnx"
@@ -51,7 +51,7 @@ def export_stage(spec: ModelSpec, opset: int, store: Store) -> Golden:
     from .export.trace import convert, digest, trace
 
     program = trace(spec)
-    acting = versions("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+    acting = versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
     stage = key("export", program=digest(spec, program), opset=opset, versions=acting, own=own_digest())
 
     def write(folder: Path) -> None:
@@ -131,7 +131,15 @@ def ranges_of(golden: ir.Model, spec: ModelSpec | None = None) -> Ranges:
             size = sizes.get(name, 128 if axis else 8)
             high = high or max(512 if axis else 32, size)
             ranges[name] = given.get(name, (low, min(size, high), high))
-    return ranges
+    return {dim: _of_sum(dim, ranges) for dim in ranges}
+
+
+def _of_sum(dim: str, ranges: Ranges) -> tuple[int, int, int]:
+    """The range of a dim that may be the sum of others."""
+    if not all(part.isdecimal() or part in ranges for part in parts_of(dim)):
+        return ranges[dim]
+    low, opt, high = (size_of(dim, {name: bounds[which] for name, bounds in ranges.items()}) for which in range(3))
+    return low, opt, high
 
 
 def _machine() -> Mapping[str, int | str]:

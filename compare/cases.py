@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from ..errors import InputError, ResourceError, UsageError
-from ..spec import Feeds
+from ..spec import Feeds, size_of
 
 Dynamic = Mapping[str, Mapping[int, str]]
 Ranges = Mapping[str, tuple[int, int, int]]
@@ -63,8 +63,9 @@ def _title(sizes: Mapping[str, int]) -> str:
 
 def _combinations(feeds: Feeds, dynamic: Dynamic, ranges: Ranges) -> list[dict[str, int]]:
     """Sizes by dim, the smallest first; the example's own come last where the grid does not hold them."""
-    example = {dim: feeds[name].shape[axis] for name, axes in dynamic.items() for axis, dim in axes.items()}
-    axes = {(dim, axis > 0) for axes in dynamic.values() for axis, dim in axes.items()}
+    places = [(name, axis, dim) for name, axes in dynamic.items() for axis, dim in axes.items() if dim.isidentifier()]
+    example = {dim: feeds[name].shape[axis] for name, axis, dim in places}
+    axes = {(dim, axis > 0) for _, axis, dim in places}
     batch = {dim for dim, later in axes if not later and (dim, True) not in axes}
     choices = [_sizes(BATCH_SIZES if dim in batch else SIZES, ranges.get(dim)) for dim in example]
     total = math.prod(map(len, choices))
@@ -109,7 +110,7 @@ def _resize(feeds: Feeds, dynamic: Dynamic, sizes: Mapping[str, int]) -> dict[st
     for name, example in feeds.items():
         array = example
         for axis, dim in dynamic.get(name, {}).items():
-            array = np.take(array, np.arange(sizes[dim]) % array.shape[axis], axis=axis)
+            array = np.take(array, np.arange(size_of(dim, sizes)) % array.shape[axis], axis=axis)
         resized[name] = _allow(array, _keep_value(example)) if _is_mask(name, example) else array
     return resized
 
@@ -170,6 +171,9 @@ def _checked(index: int, sample: Feeds, feeds: Feeds, dynamic: Dynamic, ranges: 
         where = f"Input {name!r} of calibration sample {index}"
         _check_array(where, sample[name], example)
         _check_shape(where, sample[name], example, dynamic.get(name, {}), ranges, sizes)
+    for dim, size in sizes.items():
+        if size != size_of(dim, sizes):
+            raise InputError(f"Calibration sample {index} has {dim} of {size}, but {size_of(dim, sizes)} is that sum.")
     return {name: sample[name] for name in feeds}
 
 

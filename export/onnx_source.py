@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from ..errors import InputError
 from ..runtimes.base import Session
-from ..spec import ModelSpec
+from ..spec import ModelSpec, parts_of, size_of
 from .graph_session import open_graph
 from .onnx_file import read_onnx
 
@@ -51,7 +51,7 @@ def from_onnx(path: Path) -> ModelSpec:
         str(value.name): {axis: str(dim) for axis, dim in enumerate(value.shape or ()) if not isinstance(dim, int)}
         for value in model.graph.inputs
     }
-    random, sizes = np.random.default_rng(0), dict[str, int]()
+    random, sizes = np.random.default_rng(0), _sizes(model)
     inputs = {str(value.name): _example(value, random, sizes) for value in model.graph.inputs}
     module = cast("Any", OnnxModule(model))
     return ModelSpec(module, inputs, {name: axes for name, axes in dynamic.items() if axes}, name=path.stem)
@@ -77,10 +77,13 @@ def _name_dims(model: ir.Model) -> None:
         texts += [dim for dim in named if isinstance(dim, str)]
     names: dict[str, str] = {}
     for text in sorted(dict.fromkeys(texts), key=lambda text: not text.isidentifier()):
+        if len(parts_of(text)) > 1 and all(part.isdecimal() or part in names for part in parts_of(text)):
+            names[text] = " + ".join(parts_of(text))  # both are identifiers, and keep their names
+            continue
         if re.search(r"[-+*/]", text) and set(re.findall(r"[A-Za-z_]\w*", text)) & set(texts):
             raise InputError(
-                f"A dim of the ONNX file is {text!r}: a formula of other dims cannot be varied in this version. Export "
-                "the model with a fixed size there."
+                f"A dim of the ONNX file is {text!r}: a formula of other dims that is no sum cannot be varied in this "
+                "version. Export the model with a fixed size there."
             )
         name = re.sub(r"\W", "_", text)
         name = name if name.isidentifier() else f"dim_{name}"
@@ -98,12 +101,19 @@ def _dims(value: ir.Value) -> tuple[int | ir.SymbolicDim, ...]:
     return tuple(value.shape or ())
 
 
+def _sizes(model: ir.Model) -> dict[str, int]:
+    """An example size for each dim of the inputs that is no sum of others."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        for axis, dim in enumerate(_dims(value)):
+            if not isinstance(dim, int) and str(dim).isidentifier():
+                sizes.setdefault(str(dim), LENGTH if axis else BATCH)
+    return sizes
+
+
 def _example(value: ir.Value, random: np.random.Generator, sizes: dict[str, int]) -> np.ndarray:
     """A tensor that the graph accepts: indices within their table, ones for masks, else normal numbers."""
-    shape = [
-        dim if isinstance(dim, int) else sizes.setdefault(str(dim), LENGTH if axis else BATCH)
-        for axis, dim in enumerate(_dims(value))
-    ]
+    shape = [dim if isinstance(dim, int) else size_of(str(dim), sizes) for dim in _dims(value)]
     assert value.dtype is not None
     dtype = value.dtype.numpy()
     if np.issubdtype(dtype, np.floating):

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ..errors import BuildError, GraphwrightError, InputError
 from ..runtimes.base import Session
 from ..runtimes.reference import TorchSession, to_array
-from ..spec import RANGES, ModelSpec
+from ..spec import RANGES, ModelSpec, size_of
 from .graph_session import open_graph
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,8 @@ def prove_dynamic(spec: ModelSpec, golden: ir.Model) -> list[str]:
             if len(proved) < 2:
                 raise InputError(
                     f"Dynamic dim {dim!r} cannot be proved: torch itself takes only the sizes {proved} of those tried. "
-                    f"Give ModelSpec.ranges[{dim!r}] as (min, opt, max) of sizes that the model takes."
+                    f"Give ModelSpec.ranges[{dim!r}] as (min, opt, max) of sizes that the model takes; where another "
+                    "dim grows with it, name that one as the sum that it is, as in 'past + sequence'."
                 )
             lines.append(f"{dim}: agrees with torch at {proved[0]} and {proved[1]}")
     return lines
@@ -52,8 +53,11 @@ def resized(spec: ModelSpec, dim: str, size: int) -> dict[str, np.ndarray]:
     """The example inputs with `dim` at `size`, by repeating or cropping along its axes."""
     feeds = {name: to_array(value) for name, value in spec.tensors.items()}
     for name, axes in spec.dynamic.items():
-        for axis in (axis for axis, named in axes.items() if named == dim):
-            feeds[name] = np.ascontiguousarray(np.take(feeds[name], np.arange(size) % feeds[name].shape[axis], axis))
+        for axis, named in axes.items():
+            wanted = size_of(named, {**spec.sizes, dim: size})
+            if wanted != feeds[name].shape[axis]:
+                places = np.arange(wanted) % feeds[name].shape[axis]
+                feeds[name] = np.ascontiguousarray(np.take(feeds[name], places, axis))
     return feeds
 
 

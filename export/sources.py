@@ -15,7 +15,7 @@ from ..errors import GraphwrightError, InputError, UsageError
 from ..models.registry import load as load_zoo
 from ..spec import ModelSpec, pick
 
-FORMS = "file.py:name, package.module:name, a Hugging Face model folder, model.onnx, or zoo:name"
+FORMS = "file.py:name, package.module:name, a Hugging Face model folder, model.onnx, model.pt2, or zoo:name"
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Source:
     found: str
 
 
-def load_source(source: str | Path | ModelSpec | Source) -> Source:
-    """The ModelSpec behind `source`.
+def load_source(source: str | Path | ModelSpec | Source, *, allow_code: bool = False) -> Source:
+    """The ModelSpec behind `source`; `allow_code` lets a .pt2 program, which may hold code, be read.
 
     Raises UsageError where it is of no known form or a name in it is unknown, InputError where it cannot be read or its
     code raises.
@@ -40,10 +40,15 @@ def load_source(source: str | Path | ModelSpec | Source) -> Source:
         return Source(source.name, "ModelSpec", source, type(source.module).__name__)
     text = str(source)
     head, _, name = text.rpartition(":")
+    if allow_code and not text.endswith(".pt2"):
+        raise UsageError(f"{text}: only a .pt2 program has code to be allowed; leave --allow-code out.")
     if text.startswith("zoo:"):
         return Source(text, "zoo", load_zoo(text.removeprefix("zoo:")), "the model zoo")
     if text.endswith(".pt2"):
-        raise UsageError(f"{text}: sources of the form model.pt2 are not in this version. Give {FORMS}.")
+        from .pt2 import from_pt2
+
+        spec, found = from_pt2(Path(text), allow_code=allow_code)
+        return Source(text, "pt2 program", spec, found)
     if head.endswith(".py"):
         return _from_code(text, "python file", import_file(Path(head)), name)
     if text.endswith(".onnx"):

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import re
@@ -21,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import BuildError, InputError, UsageError
 from ..runtimes.reference import evaluating, name_outputs, nest, to_tensor
-from ..spec import PATH, RANGES, ModelSpec
+from ..spec import PATH, RANGES, ModelSpec, flatten, of_cache, parts_of, size_of
+from .front_end import front_end
 
 OPSETS = range(18, 24)  # what torch.onnx.export writes without going down a version, which may fail
 
@@ -39,18 +41,20 @@ def trace(spec: ModelSpec) -> ExportedProgram:
     inputs = nest(spec.inputs, _enlarge(spec, tensors))
     bounds: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
     bounds |= {dim: (low, high) for dim, (low, _, high) in spec.ranges.items()}
-    deferred = False
+    deferred, front = False, front_end(spec.module)
     # Each round can only narrow a dim's range, and torch names all the dims that it can at once.
     for _ in range(len(bounds) + 3):
         try:
-            with _quiet(), evaluating(spec.module):
-                return torch.export.export(
+            with _quiet(), evaluating(spec.module), front.active():
+                program = torch.export.export(
                     spec.module,
                     (),
                     inputs,
                     dynamic_shapes=_shapes(spec, bounds),
                     prefer_deferred_runtime_asserts_over_guards=deferred,
                 )
+            front.repair(program)
+            return program
         except Exception as error:
             if "Suggested fixes" in str(error):
                 bounds = _narrow(spec, bounds, inputs, error)
@@ -66,12 +70,21 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     if opset not in OPSETS:
         raise UsageError(f"Opset {opset} is not one that can be exported: take {OPSETS[0]} to {OPSETS[-1]}.")
     names = _output_names(spec, program)
+    front = front_end(spec.module)
     try:
-        with _quiet():
-            exported = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+        with _quiet(), evaluating(spec.module), front.active():
+            exported = torch.onnx.export(
+                program,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=dict(front.translations),
+            )
     except Exception as error:
         raise BuildError(f"{spec.name!r} has no ONNX form at opset {opset}: {_first_lines(error)}") from error
     assert exported is not None
+    assert exported.exported_program is not None
+    _check_state(spec, exported.exported_program)
     model = exported.model
     model.graph.name = spec.name
     _name_dims(spec, program, model)
@@ -101,11 +114,12 @@ def digest(spec: ModelSpec, program: ExportedProgram) -> str:
 
 def _enlarge(spec: ModelSpec, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Sizes of 1 in dynamic dims become 2 by repetition: torch.export takes a size of 1 for a constant."""
-    enlarged = dict(tensors)
+    enlarged, sizes = dict(tensors), {dim: max(2, size) for dim, size in spec.sizes.items()}
     for name, axes in spec.dynamic.items():
-        for axis in axes:
-            if enlarged[name].shape[axis] == 1:
-                enlarged[name] = enlarged[name].repeat_interleave(2, dim=axis)
+        for axis, dim in axes.items():
+            places = torch.arange(size_of(dim, sizes)) % enlarged[name].shape[axis]
+            if len(places) != enlarged[name].shape[axis]:
+                enlarged[name] = enlarged[name].index_select(axis, places)
     return enlarged
 
 
@@ -131,10 +145,19 @@ def _dataclasses(value: Any) -> Iterator[type]:
 
 def _shapes(spec: ModelSpec, bounds: dict[str, tuple[int, int | None]]) -> Any:
     dims = {name: Dim(f"{_DIM}{name}", min=low, max=high) for name, (low, high) in bounds.items()}
-    axes = {
-        name: {axis: dims[dim] for axis, dim in spec.dynamic.get(name, {}).items()} or None for name in spec.tensors
+    axes = {  # torch is not told of sums: it finds what is equal to one, and the proof runs where the sum holds
+        name: {axis: dims.get(dim, Dim.AUTO) for axis, dim in spec.dynamic.get(name, {}).items()} or None
+        for name in spec.tensors
     }
-    return nest(spec.inputs, axes)
+    return _axes_like(spec.inputs, axes)
+
+
+def _axes_like(inputs: Any, axes: Mapping[str, Any]) -> Any:
+    """`axes`, by dotted name, in the structure that torch.export wants: a cache is the list of its leaves."""
+    return {
+        name: nest(value, axes, name) if of_cache(value) is value else [axes[leaf] for leaf, _ in flatten(value, name)]
+        for name, value in inputs.items()
+    }
 
 
 def _narrow(
@@ -179,7 +202,9 @@ def _cause(spec: ModelSpec, inputs: Any) -> str:
     automatic = {name: dict.fromkeys(spec.dynamic.get(name, {}), Dim.DYNAMIC) or None for name in spec.tensors}
     try:
         with _quiet(), evaluating(spec.module):
-            draft = torch.export.draft_export(spec.module, (), inputs, dynamic_shapes=nest(spec.inputs, automatic))
+            draft = torch.export.draft_export(
+                spec.module, (), inputs, dynamic_shapes=_axes_like(spec.inputs, automatic)
+            )
     except Exception as error:  # noqa: BLE001 - the error being explained is raised all the same
         logging.getLogger(__name__).debug("draft export failed: %s", error)
         return ""
@@ -194,19 +219,20 @@ def _cause(spec: ModelSpec, inputs: Any) -> str:
 
 
 def _symbols(spec: ModelSpec, program: ExportedProgram) -> dict[str, str]:
-    """torch's symbol -> the user's name, for each dynamic dim that is one symbol."""
+    """torch's symbol -> the user's name or sum, for each dynamic dim that is one symbol."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     names = dict(zip(spec.tensors, program.graph_signature.user_inputs, strict=True))
-    return {
+    found = {
         str(values[names[name]].shape[axis]): dim for name, axes in spec.dynamic.items() for axis, dim in axes.items()
     }
+    return {symbol: dim for symbol, dim in found.items() if symbol.isidentifier()}
 
 
 def _proved_ranges(spec: ModelSpec, program: ExportedProgram) -> dict[str, tuple[int, int | None]]:
     ranges: dict[str, tuple[int, int | None]] = dict.fromkeys(spec.sizes, (1, None))
     symbols = _symbols(spec, program)
     for symbol, bounds in program.range_constraints.items():
-        if str(symbol) in symbols:
+        if symbols.get(str(symbol)) in ranges:
             high = None if "oo" in str(bounds.upper) else int(bounds.upper)
             ranges[symbols[str(symbol)]] = (max(1, int(bounds.lower)), high)
     return ranges
@@ -215,11 +241,14 @@ def _proved_ranges(spec: ModelSpec, program: ExportedProgram) -> dict[str, tuple
 def _name_dims(spec: ModelSpec, program: ExportedProgram, model: ir.Model) -> None:
     """torch's symbols in every shape, also inside expressions such as s43*s53, become the user's names."""
     symbols = _symbols(spec, program)
+    sums = {tuple(sorted(parts_of(dim))): dim for axes in spec.dynamic.values() for dim in axes.values()}
     words = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
     values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
     for value in values if words else []:
         if value.shape is not None:
-            value.shape = ir.Shape([_rename(dim, words, symbols) for dim in value.shape])
+            named = [_rename(dim, words, symbols) for dim in value.shape]
+            # torch has its own order in a sum
+            value.shape = ir.Shape([sums.get(tuple(sorted(parts_of(str(dim)))), dim) for dim in named])
 
 
 def _rename(dim: int | ir.SymbolicDim, words: re.Pattern[str] | None, symbols: dict[str, str]) -> int | str | None:
@@ -227,7 +256,10 @@ def _rename(dim: int | ir.SymbolicDim, words: re.Pattern[str] | None, symbols: d
         return dim
     if dim.value is None or words is None:
         return dim.value
-    return words.sub(lambda match: symbols[match[0]], dim.value)
+    if dim.value in symbols:
+        return symbols[dim.value]
+    named = {symbol: name if name.isidentifier() else f"({name})" for symbol, name in symbols.items()}
+    return words.sub(lambda match: named[match[0]], dim.value)
 
 
 def _name_inputs(spec: ModelSpec, model: ir.Model) -> None:
@@ -253,7 +285,7 @@ def _output_names(spec: ModelSpec, program: ExportedProgram) -> list[str]:
     outputs = [item.arg for item in program.graph_signature.output_specs if item.kind is OutputKind.USER_OUTPUT]
     values = [item.value if isinstance(item, ConstantArgument) else item for item in outputs]
     leaves = [None if value is None else index for index, value in enumerate(values)]
-    names = name_outputs(torch.utils._pytree.tree_unflatten(leaves, tree.out_spec))
+    names = name_outputs(torch.utils._pytree.tree_unflatten(leaves, tree.out_spec), spec.tensors)
     forward = f"{type(spec.module).__name__}.forward"
     for name, index in names.items():
         if isinstance(outputs[index], ConstantArgument):
@@ -290,6 +322,18 @@ def _free(model: ir.Model, names: list[str]) -> None:
             value.name = fresh
 
 
+def _check_state(spec: ModelSpec, program: ExportedProgram) -> None:
+    """Raise InputError where forward writes into a buffer of its module."""
+    signature = program.graph_signature
+    for result, name in signature.buffers_to_mutate.items():
+        if signature.inputs_to_buffers.get(result) == name:
+            continue  # it is set to itself, as by `self.table = self.table.to(x.device)`
+        raise InputError(
+            f"{type(spec.module).__name__}.forward changes the buffer {name!r}, but a graph keeps nothing from one run "
+            "to the next: take it as an input, and return its new value."
+        )
+
+
 def _check_borders(spec: ModelSpec, model: ir.Model) -> None:
     """Raise InputError for an input or output of a type that numpy lacks."""
     for kind, values in {"Input": model.graph.inputs, "Output": model.graph.outputs}.items():
@@ -323,11 +367,12 @@ def _quiet() -> Iterator[None]:
     The CPU flash kernel fixes a transposed stride in its shape function, so that a later reshape is traced as a view
     and cannot be decomposed (T5, BEiT); the math kernel traces to the same op.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
+    # where a trace ends at a size that depends on data, torch prints all of it
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             yield

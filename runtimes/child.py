@@ -1,4 +1,4 @@
-"""Builds in a child process: a builder that crashes takes only itself down, and its memory goes with it.
+"""Work in a child process: what crashes there takes only itself down, and its memory goes with it.
 
 The parent writes a request as JSON to the child's standard input; the child answers with one line of JSON on its
 standard output. Backends may print what they like to standard error: its end is kept for the error message.
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ _ERRORS = {kind.__name__: kind for kind in GraphwrightError.__subclasses__()}
 
 
 # -P: nothing in the user's working folder may stand in for a module
-COMMAND = (sys.executable, "-P", "-m", "graphwright.runtimes.child")
+PYTHON = (sys.executable, "-P", "-m")
+COMMAND = (*PYTHON, "graphwright.runtimes.child")
 
 
 def build_in_child(runtime: str, request: BuildRequest, command: Sequence[str] = COMMAND) -> BuildResult:
@@ -36,46 +37,68 @@ def build_in_child(runtime: str, request: BuildRequest, command: Sequence[str] =
     its memory).
     """
     question = {"runtime": runtime, **asdict(request), "graph": str(request.graph)}
-    done = subprocess.run(
-        list(command), input=json.dumps(question), capture_output=True, text=True, errors="replace", check=False
-    )
+    answer, said = ask(command, f"The {runtime} builder", question)
+    if "error" in answer:
+        # backends give the real reason in their log, and a poor summary as the error
+        reasons = [line.strip() for line in said.splitlines() if "error" in line.lower() or "[E]" in line]
+        message = " ".join([answer["message"], *dict.fromkeys(reasons[-3:])])
+        raise error_of(answer, message)
+    return BuildResult(**{**answer, "notes": tuple(answer["notes"])})
+
+
+def ask(command: Sequence[str], who: str, question: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The answer of a child process, and what it printed; `who` names it in messages.
+
+    An answer with an "error" in it stands for `error_of` it. Raises BuildError where the process died, ResourceError
+    where it was killed.
+    """
+    request = json.dumps({"who": who, **question})
+    done = subprocess.run(list(command), input=request, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode == -signal.SIGKILL:
-        raise ResourceError(
-            f"The {runtime} builder was killed, most likely for its memory: free some, or build elsewhere."
-        )
+        raise ResourceError(f"{who} was killed, most likely for its memory: free some, or build elsewhere.")
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
         last = " ".join(done.stderr.split()[-60:])
         named = {-number: number.name for number in signal.Signals}
         how = named.get(done.returncode, f"exit code {done.returncode}")
-        raise BuildError(f"The {runtime} builder died ({how}). Its last words: {last or 'none'}")
+        raise BuildError(f"{who} died ({how}). Its last words: {last or 'none'}")
     answer: dict[str, Any] = json.loads(lines[-1])
-    if "error" in answer:
-        # backends give the real reason in their log, and a poor summary as the error
-        said = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower() or "[E]" in line]
-        message = " ".join([answer["message"], *dict.fromkeys(said[-3:])])
-        raise _ERRORS.get(answer["error"], BuildError)(message)
-    return BuildResult(**{**answer, "notes": tuple(answer["notes"])})
+    return answer, done.stderr
 
 
-def main() -> None:
-    """Answer one request."""
+def error_of(answer: dict[str, Any], message: str) -> GraphwrightError:
+    """The error that an answer tells of."""
+    return _ERRORS.get(answer["error"], BuildError)(message)
+
+
+def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """In the child: answer one request with what `work` makes of it, or with the error that it raises."""
     question = json.load(sys.stdin)
-    runtime = RUNTIMES[question.pop("runtime")]
-    ranges = {dim: tuple(bounds) for dim, bounds in question["ranges"].items()}
-    graph = Path(question["graph"])
+    who = question.pop("who")
     # a backend's own prints must not mix with the answer
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        with disk_errors(graph.parent):
-            answer = asdict(runtime.build(BuildRequest(graph, ranges, question["device"])))
+        answer = work(question)
     except errors.GraphwrightError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        answer = {"error": "ResourceError", "message": f"The {runtime.name} builder ran out of memory."}
+        answer = {"error": "ResourceError", "message": f"{who} ran out of memory."}
     answers.write(json.dumps(answer) + "\n")
     answers.close()
+
+
+def _build(question: dict[str, Any]) -> dict[str, Any]:
+    runtime = RUNTIMES[question["runtime"]]
+    ranges = {dim: tuple(bounds) for dim, bounds in question["ranges"].items()}
+    graph = Path(question["graph"])
+    with disk_errors(graph.parent):
+        return asdict(runtime.build(BuildRequest(graph, ranges, question["device"])))
+
+
+def main() -> None:
+    """Answer one request for a build."""
+    serve(_build)
 
 
 if __name__ == "__main__":

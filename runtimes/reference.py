@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..spec import ModelSpec, flatten
+from ..spec import ModelSpec, flatten, of_cache
 from .base import Session, TensorInfo
 
 
@@ -31,7 +32,13 @@ def to_array(value: Any) -> np.ndarray:
 
 
 def nest(example: Any, tensors: Mapping[str, Any], name: str = "") -> Any:
-    """The structure of `example` with its leaves taken from `tensors` by dotted name."""
+    """The structure of `example` with its leaves taken from `tensors` by dotted name; a cache is a new one."""
+    plain = of_cache(example)
+    if plain is not example:
+        parts = plain.items() if isinstance(plain, Mapping) else ()
+        return type(example)(
+            *[nest(part, tensors, f"{name}.{key}") for key, part in parts] or [nest(plain, tensors, name)]
+        )
     if isinstance(example, Mapping):
         return {key: nest(item, tensors, f"{name}.{key}" if name else str(key)) for key, item in example.items()}
     if isinstance(example, (list, tuple)):
@@ -40,17 +47,22 @@ def nest(example: Any, tensors: Mapping[str, Any], name: str = "") -> Any:
     return tensors[name]
 
 
-def name_outputs(result: Any) -> dict[str, Any]:
-    """Outputs by name: the keys of a dict or dataclass, else output_0, output_1, ...; nested dotted; None left out."""
+def name_outputs(result: Any, inputs: Collection[str] = ()) -> dict[str, Any]:
+    """Outputs by name: the keys of a dict or dataclass, else output_0, output_1, ...; nested dotted; None left out.
+
+    What came in as past... and goes out under the same of the names `inputs` is called present...
+    """
     plain = _plain(result)
     if not isinstance(plain, Mapping):
         items = plain if isinstance(plain, list) else [plain]
         plain = {f"output_{index}": item for index, item in enumerate(items)}
-    return {name: leaf for name, leaf in flatten(plain, "") if leaf is not None}
+    named = {name: leaf for name, leaf in flatten(plain, "") if leaf is not None}
+    return {re.sub("^past", "present", name) if name in inputs else name: leaf for name, leaf in named.items()}
 
 
 def _plain(result: Any) -> Any:
     """Dataclasses and named tuples, at any depth, as dicts of their fields; other tuples as lists."""
+    result = of_cache(result)
     if isinstance(result, Mapping):
         return {key: _plain(item) for key, item in result.items()}
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
@@ -62,12 +74,19 @@ def _plain(result: Any) -> Any:
 
 @contextlib.contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside the block, and as it was after it."""
+    """`module` in eval mode inside the block, and as it was after it; without torch's fused encoder layer.
+
+    That kernel of nn.TransformerEncoder and nn.MultiheadAttention writes zeros where a row is padding, the layer as it
+    is documented and trained does not; and no graph can hold it.
+    """
     modes = {part: part.training for part in module.modules()}
+    fused = torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for part, training in modes.items():
             part.training = training
 
@@ -100,7 +119,7 @@ class TorchSession(Session):
             except Exception as error:
                 sizes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
                 raise InputError(f"{type(module).__name__} itself raised on {sizes}: {error}") from error
-        outputs = name_outputs(result)
+        outputs = name_outputs(result, feeds)
         for name, value in outputs.items():
             if not isinstance(value, torch.Tensor | int):  # an int is a size, which the graph gives as a tensor
                 raise InputError(

@@ -174,9 +174,13 @@ def test_an_output_folder_that_cannot_be_written_is_refused(run: Run) -> None:
     refused(result, 2, r"/proc/graphwright cannot be used")
 
 
-@pytest.mark.parametrize("source", ["zoo:none", "model.pt2"])
-def test_sources_of_later_versions_say_so(run: Run, source: str) -> None:
-    refused(ship(run, source), 2, r"not in this version|Unknown model of the zoo")
+def test_an_unknown_model_of_the_zoo_is_refused(run: Run) -> None:
+    refused(ship(run, "zoo:none"), 2, r"not in this version|Unknown model of the zoo")
+
+
+def test_allow_code_where_no_program_is_read(run: Run) -> None:
+    refused(ship(run, "model.py:spec", "--allow-code"), 2, r"only a \.pt2 program has code to be allowed")
+    refused(run("verify", "folder", "--allow-code"), 2, r"--allow-code is for a \.pt2 program, given as --source")
 
 
 @pytest.mark.parametrize("verb", ["localize", "lint", "run", "bundle"])

@@ -21,9 +21,12 @@ HEAVY = ("numpy", "pydantic", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "t
 ABSENT = ("torch", "transformers", "tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
 BACKENDS = ("polygraphy", "onnxruntime", "openvino")
 NEEDS_TORCH = {
+    "graphwright.export.front_end",
     "graphwright.export.huggingface",
     "graphwright.export.huggingface_inputs",
     "graphwright.export.prove",
+    "graphwright.export.pt2_child",
+    "graphwright.export.repairs",
     "graphwright.export.trace",
     "graphwright.runtimes.reference",
 }

@@ -120,8 +120,22 @@ def test_inputs_that_do_not_fit_the_module(changed: dict[str, Any], message: str
             {"dynamic": {"x": ["batch", "sequence"]}},
             "ModelSpec.dynamic['x'] must be a dict of names by axis, as in {0: 'batch'}, but is ['batch', 'sequence'].",
         ),
-        ({"dynamic": {"x": {0: "a b"}}}, "The name of axis 0 of input 'x' must be an identifier, but is 'a b'."),
-        ({"dynamic": {"x": {0: 7}}}, "The name of axis 0 of input 'x' must be an identifier, but is 7."),
+        *(
+            (
+                {"dynamic": {"x": {0: name}}},
+                "The name of axis 0 of input 'x' must be an identifier, or a sum of such as in 'past + sequence', but "
+                f"is {name!r}.",
+            )
+            for name in ("a b", 7, "2", "1 + 1", "a +", "a + b * 2", "")
+        ),
+        (
+            {"dynamic": {"x": {1: "sequence"}, "mask": {1: "batch + sequence"}}},
+            "Unknown dim in the sum 'batch + sequence' of ModelSpec.dynamic['mask'] 'batch'. Allowed: sequence.",
+        ),
+        (
+            {"dynamic": {"x": BOTH, "mask": {1: "batch + sequence"}}},
+            "Axis 1 of input 'mask' is to be batch + sequence, which is 7 in the example inputs, but it is 5.",
+        ),
         (
             {"inputs": {"x": torch.ones(0, 5)}, "dynamic": {"x": {0: "batch"}}},
             "Dynamic dim 'batch' has size 0 in the example 'x': give an example with at least one entry.",

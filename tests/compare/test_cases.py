@@ -45,6 +45,19 @@ def test_a_range_beyond_all_sizes_still_gives_two_sizes() -> None:
     assert shapes(cases(wave, dims, {"samples": (500, 500, 500)}, ()), "input_values") == [(1, 500)]
 
 
+def test_a_sum_of_dims_follows_them() -> None:
+    feeds: dict[str, np.ndarray] = {"x": np.ones((2, 3), np.float32), "mask": np.ones((2, 5), np.int64)}
+    dims = {"x": {1: "new"}, "mask": {0: "past", 1: "past + new"}}
+    made = cases(feeds, dims, {"new": (1, 3, 3), "past": (1, 2, 8)}, ())
+    assert {
+        (case.feeds["mask"].shape[0] + case.feeds["x"].shape[1]) - case.feeds["mask"].shape[1] for case in made
+    } == {0}
+    assert shapes(made, "mask")[0] == (1, 2)
+    wrong = {**feeds, "mask": np.ones((2, 6), np.int64)}
+    with pytest.raises(InputError, match=r"^Calibration sample 0 has past \+ new of 6, but 5 is that sum\.$"):
+        cases(feeds, dims, {}, [wrong])
+
+
 def test_a_static_model_has_its_example_alone() -> None:
     (only,) = cases({"x": IDS}, {}, {}, ())
     assert (only.name, only.real) == ("example", False)

@@ -153,7 +153,7 @@ def test_an_onnx_file(folder: Path) -> None:
         ("no-module:spec", UsageError, r"^'no-module:spec' is no source"),
         ("", UsageError, r"^'' is no source"),
         ("model.py", UsageError, r"^model\.py is a file of no known form\. Name the ModelSpec in it, as in model\.py:"),
-        ("model.pt2", UsageError, r"^model\.pt2: sources of the form model\.pt2 are not in this version\. Give file"),
+        ("none.pt2", InputError, r"^none\.pt2 does not exist or is no file"),
         ("zoo:bert", UsageError, r"^Unknown model of the zoo 'bert'\."),
         ("zoo:a:b", UsageError, r"^Unknown model of the zoo 'a:b'\."),
         ("no_such_package.models:spec", UsageError, r"^There is no module 'no_such_package\.models' here\. A source"),
