@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..export.graph_session import open_graph
-from ..passes.prover import LOWEST
+from ..passes.region import LOWEST
 from ..runtimes.base import Session
 from .cases import Case
 

@@ -28,7 +28,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..base import MisfitError, UnsayableError
-from ..prover import ProvedPass, Rows
+from ..prover import ProvedPass
+from ..region import Rows
 from ..sites import inherit
 from .custom_attention import enclose_attention, products_around
 from .frames import Group

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ..prover import LOWEST, Functions, evaluate
+from ..region import LOWEST, Functions, evaluate
 from .values import constant, dims
 
 SMALL = (1, 2, 5, 17)

@@ -6,7 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphwright.passes.prover import Prover, Region, Rows
+from graphwright.passes.prover import Prover
+from graphwright.passes.region import Region, Rows
 
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
 BOOL = ir.TensorType(ir.DataType.BOOL)

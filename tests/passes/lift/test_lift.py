@@ -148,7 +148,7 @@ def expected_sites(opset: int) -> dict[str, tuple[str, str, str, str]]:
     sites = {name: ("attention", "lifted", f"softmax(QK)V, {how}", "") for name, how in EAGER.items()}
     for name, how in SDPA.items():
         sites[name] = ("attention", "lifted", "Attention" if ready else f"softmax(QK)V, {how}", "")
-    sites["mha_weights.layer"] = ("attention", "lifted", "softmax(QK)V, added mask, scaled Q, K", "")
+    sites["mha_weights.layer"] = ("attention", "lifted", "softmax(QK)V, added mask, scaled Q, K, regrouped axes", "")
     sites["gelu"] = ("gelu", "lifted", "Gelu" if exact else "Erf form", "")
     sites["gelu_tanh"] = ("gelu", "lifted", "Gelu" if exact else "Tanh form", "")
     sites |= dict.fromkeys(("norm", "norm_var"), ("layer_norm", "lifted", "primitives", ""))
