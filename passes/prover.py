@@ -164,15 +164,16 @@ class ProvedPass(GraphPass):
         leaves: Iterable[ir.Value],
         rows: Rows | None = None,
         quiet: bool = False,
+        kept: Sequence[ir.Value] = (),
     ) -> bool:
         """Let `new`, whose nodes stand in front of `end` already, take the place of `end`'s result, if both are equal.
 
         `core` is the node that the site has become. If they differ, what was made stays without a reader. With `quiet`
-        nothing is logged: it is no site, or one that is logged all the same.
+        nothing is logged: it is no site, or one that is logged all the same. `kept`: see `Prover.prove`.
         """
         old = end.outputs[0]
         read = [leaf for leaf in map(root, leaves) if leaf.const_value is None]  # a constant is what it is
-        proof = self.prover.prove(old, new, read, rows) if self.prover is not None else Proof(equal=True)
+        proof = self.prover.prove(old, new, read, rows, kept) if self.prover is not None else Proof(equal=True)
         assert end.graph is not None
         if not proof.equal:
             if not quiet:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ...spec import SITE
 from ..base import MisfitError
 from ..prover import ProvedPass, Prover
 from ..sites import SiteLog, inherit
@@ -90,20 +89,15 @@ class LiftRotary(ProvedPass):
         if (size := 2 * found.cos.size) < found.x.size:
             attributes["rotary_embedding_dim"] = size
         rotary = inherit(ir.node("RotaryEmbedding", [x, *made], attributes), first)
-        new, spelling = rotary, found.spelling
+        end.graph.insert_before(end, rotary)  # type: ignore[union-attr]
+        new, spelling = typed(rotary.outputs[0], x.dtype, x.shape), found.spelling
         if found.perm != PLAIN:
-            end.graph.insert_before(end, rotary)  # type: ignore[union-attr]
-            rotary.outputs[0].type, rotary.outputs[0].shape = x.type, x.shape
             back = [found.perm.index(axis) for axis in PLAIN]
-            new = inherit(ir.node("Transpose", rotary.outputs, {"perm": back}), first)
+            new = typed(insert(end, "Transpose", [new], perm=back), value.dtype, value.shape)
             spelling = f"{spelling}, {''.join('BHSD'[axis] for axis in back)}"
         leaves = [_source(columns, found.x), *(root for root in roots if root.const_value is None)]
         kept = [root for root in roots if root.const_value is not None]
-        if not self.replace("rotary", end, new, spelling, leaves, kept=kept):
-            return False
-        new.metadata_props.pop(SITE)
-        rotary.metadata_props[SITE] = "rotary"
-        return True
+        return self.swap("rotary", end, new, rotary, spelling, leaves, kept=kept)
 
     def _cache(
         self, columns: Columns, ids: Ids, found: Rotation, x: ir.Value, first: ir.Node, roots: list[ir.Value]
