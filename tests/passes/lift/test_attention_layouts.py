@@ -143,6 +143,11 @@ LAYOUTS: dict[str, tuple[str, str, str]] = {
             y = MatMul(w, vs)""",
         "B, 2, S, 8",
     ),
+    "one Q for the batch": (
+        "float[1, 2, S, 8] q, float[B, 2, T, 8] k, float[B, 2, T, 8] v",
+        f"kt = {T4}(k) s = MatMul(q, kt) w = Softmax(s) y = MatMul(w, v)",
+        "B, 2, S, 8",
+    ),
     "one K for all queries' batch, of rank 2": (
         "float[B, S, 8] q, float[T, 8] k, float[T, 8] v",
         "kt = Transpose<perm = [1, 0]>(k) s = MatMul(q, kt) w = Softmax(s) y = MatMul(w, v)",

@@ -1,0 +1,133 @@
+"""Attention that the standard op cannot say becomes a function with its own nodes as body."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graphwright.passes import lift, lowered_to
+from graphwright.passes.lift.functions import inline
+
+Arrays = dict[str, np.ndarray]
+Compare = Callable[[ir.Model, ir.Model, Iterable[Arrays], float, float], None]
+Spell = Callable[[ir.Model], str]
+
+# float32, rows of at most 7 keys of 8 numbers each of size 1, in the same order before and after
+RTOL, ATOL = 1e-6, 1e-6
+CONSTANTS = """float half = {0.5}, float two = {2.0}, float zero = {0.0}, float low = {-5}, bool on = {1},
+    int64[1] minus = {-1}, int64[1] first = {0}, int64[1] last = {3}"""
+SCORES = "p = MatMul(q, kt) s = Mul(p, half)"
+WEIGHTS = "w = Softmax(s)"
+
+
+def model(scores: str = SCORES, weights: str = WEIGHTS, inputs: str = "") -> ir.Model:
+    extra = f", {inputs}" if inputs else ""
+    return ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["": 23]>
+        custom (float[B, 2, S, 8] q, float[B, 2, 8, T] kt, float[B, 2, T, 8] v{extra}) => (float[B, 2, S, 8] y)
+        <{CONSTANTS}> {{ {scores} {weights} y = MatMul(w, v) }}""")
+
+
+def cases(graph: ir.Model) -> Iterator[Arrays]:
+    random = np.random.default_rng(0)
+    for size in ({"B": 1, "S": 1, "T": 1}, {"B": 2, "S": 5, "T": 5}, {"B": 3, "S": 7, "T": 4}):
+        feeds: Arrays = {}
+        for value in graph.graph.inputs:
+            shape = [dim if isinstance(dim, int) else size[str(dim.value)] for dim in value.shape or ()]
+            array: np.ndarray = random.standard_normal(shape).astype(np.float32)
+            feeds[str(value.name)] = array > 0 if value.dtype == ir.DataType.BOOL else array
+        yield feeds
+
+
+BEFORE = "stands between the product of Q and K and softmax"
+BEHIND = "stands between softmax and the product with V"
+
+# name -> the graph, the function with its inputs, and why it is one
+ENCLOSED: dict[str, tuple[ir.Model, str, str]] = {
+    "clipped softmax": (
+        model(weights="r = Softmax(s) a = Mul(r, two) b = Sub(a, half) w = Clip(b, zero, half)"),
+        "ClippedAttention(q, kt, v)",
+        f"Sub {BEHIND}",
+    ),
+    "a sink beside the keys": (
+        model(
+            "p = MatMul(q, kt) s = Concat<axis = 3>(p, sink)",
+            "r = Softmax(s) w = Slice(r, first, minus, last)",
+            "float[B, 2, S, 1] sink",
+        ),
+        "SinkAttention(q, kt, sink, v)",
+        f"Concat {BEFORE}",
+    ),
+    "softmax over the queries": (
+        model(weights="w = Softmax<axis = 2>(s)"),
+        "QueryAttention(q, kt, v)",
+        "softmax is over the queries, not the keys",
+    ),
+    "weights renormalised": (
+        model(weights="r = Softmax(s) a = Add(r, half) t = ReduceSum(a, minus) w = Div(a, t)"),
+        "CustomAttention(q, kt, v)",
+        f"Add {BEHIND}",
+    ),
+    "reciprocal of the scores": (
+        model("p = MatMul(q, kt) s = Div(two, p)"),
+        "CustomAttention(q, kt, v)",
+        f"Div {BEFORE}",
+    ),
+    "low not low enough": (
+        model("p = MatMul(q, kt) s = Where(allowed, p, low)", inputs="bool[B, 1, S, T] allowed"),
+        "CustomAttention(q, kt, allowed, v)",
+        f"Where {BEFORE}",
+    ),
+    "low of many elements": (
+        model("p = MatMul(q, kt) s = Where(allowed, p, bias)", inputs="bool[B, 1, S, T] allowed, float[T] bias"),
+        "CustomAttention(q, kt, allowed, bias, v)",
+        f"Where {BEFORE}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCLOSED)
+def test_what_the_standard_cannot_say_becomes_a_function(name: str, compare: Compare, spell: Spell) -> None:
+    graph, expected, reason = ENCLOSED[name]
+    lifted = lift(graph)
+    (site,) = lifted.log.sites
+    assert (site.kind, site.status, site.spelling, site.reason) == ("attention", "lifted", "softmax(QK)V", reason)
+    assert site.became == f"graphwright.{expected.partition('(')[0]}"
+    assert spell(lifted.model) == f"graphwright.{expected}"
+    compare(graph, lifted.model, cases(graph), RTOL, ATOL)
+    inlined = lifted.model.clone()
+    inline(inlined)
+    assert lowered_to(inlined, "attention") == {"Softmax": 1}
+    compare(graph, inlined, cases(graph), RTOL, ATOL)
+
+
+def test_equal_sites_share_a_function_and_others_get_a_number() -> None:
+    text = " ".join(
+        f"p{i} = MatMul({x}, kt) s{i} = Mul(p{i}, {scale}) w{i} = Softmax<axis = 2>(s{i}) y{i} = MatMul(w{i}, v)"
+        for i, x, scale in ((0, "q", "half"), (1, "y0", "half"), (2, "y1", "two"))
+    )
+    graph = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["": 23]>
+        stack (float[B, 2, S, 8] q, float[B, 2, 8, T] kt, float[B, 2, T, 8] v) => (float[B, 2, S, 8] y2)
+        <{CONSTANTS}> {{ {text} }}""")
+    lifted = lift(graph).model
+    assert [node.op_type for node in lifted.graph] == ["QueryAttention", "QueryAttention", "QueryAttention_2"]
+    assert len(lifted.functions) == 2
+
+
+READ = {"weights": ("w", "S, T"), "scores": ("s", "S, T")}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_a_region_that_is_read_outside_stays_and_is_logged(what: str) -> None:
+    graph = model(weights="r = Softmax(s) w = Clip(r, zero, half)")
+    value = next(v for node in graph.graph for v in node.outputs if v.name == READ[what][0])
+    value.type = ir.TensorType(ir.DataType.FLOAT)
+    value.shape = ir.Shape(["B", 2, "S", "T"])
+    graph.graph.outputs.append(value)
+    (site,) = lift(graph).log.sites
+    assert site.status == "missed"
+    assert site.reason
