@@ -13,12 +13,15 @@ layers readable.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import onnx_ir as ir
 
 from ..base import MisfitError
 from ..prover import ProvedPass
 from .operands import Part, Sizes
-from .values import dims, insert
+from .values import add_constant, constant, dims, insert
 
 
 class UnfoldEinsum(ProvedPass):
@@ -84,6 +87,12 @@ def _one(label: str, size: dict[str, int | str | None]) -> int | str | None:
 def _view(sizes: Sizes, value: ir.Value, term: str, labels: list[str], size: dict[str, int | str | None]) -> ir.Value:
     """`value` with its axes in the order of `labels`, those of several letters merged."""
     flat = "".join(labels)
+    known = constant(value)
+    if known is not None and (flat != term or len(labels) < len(flat)):  # a weight is brought into place once
+        assert sizes.before.graph is not None
+        shape = [math.prod(int(size[letter] or 0) for letter in label) for label in labels]
+        array = known.transpose([term.index(label) for label in flat]).reshape(shape)
+        return add_constant(sizes.before.graph, f"{value.name}.{'.'.join(labels)}", np.ascontiguousarray(array))
     if flat != term:
         made = insert(sizes.before, "Transpose", [value], perm=[term.index(label) for label in flat])
         made.type, made.shape = value.type, ir.Shape([size[label] for label in flat])

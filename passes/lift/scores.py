@@ -9,9 +9,9 @@ candidates: the other one is then a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import onnx_ir as ir
 
@@ -77,6 +77,7 @@ class Scores:
 
 
 Found = list[Scores]
+T = TypeVar("T")
 
 
 class ScoreReader:
@@ -95,7 +96,7 @@ class ScoreReader:
         known = self._known.get(scores)
         if known is None:
             try:
-                known = list(self._step(node, depth - 1))[:SIDES]
+                known = self._step(node, depth - 1)[:SIDES]
             except MisfitError as misfit:
                 known = misfit
             self._known[scores] = known
@@ -103,30 +104,30 @@ class ScoreReader:
             raise known
         return known
 
-    def _step(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+    def _step(self, node: ir.Node, depth: int) -> Found:
         if node.op_type == "MatMul":
-            yield _product(node)
-        elif node.op_type in ("Add", "Sub"):
-            yield from self._sum(node, depth)
-        elif node.op_type in ("Mul", "Div"):
-            yield from self._factor(node, depth)
-        elif node.op_type == "Where":
-            yield from self._where(node, depth)
-        elif (step := _UNARY.get(node.op_type)) is not None:
-            for inner in self.read(node.inputs[0], depth):
-                yield step(inner, node)
-        else:
-            raise _between(node)
+            return [_product(node)]
+        if node.op_type in ("Add", "Sub"):
+            return _each(self._sides(node, depth), lambda side: _sum(*side, node))
+        if node.op_type in ("Mul", "Div"):
+            if (step := scaled(node)) is not None:
+                return _each(self.read(step[0], depth), lambda inner: inner.scaled(node, step[1]))
+            return _each(self._sides(node, depth), lambda side: _multiplied(*side, node))
+        if node.op_type == "Where":
+            return self._where(node, depth)
+        if (unary := _UNARY.get(node.op_type)) is not None:
+            return _each(self.read(node.inputs[0], depth), lambda inner: unary(inner, node))
+        raise _between(node)
 
-    def _sides(self, node: ir.Node, depth: int) -> Iterator[tuple[Scores, ir.Value, int]]:
-        """For each side of `node` that leads to a product: the scores there, the other operand, the side."""
+    def _sides(self, node: ir.Node, depth: int) -> list[tuple[Scores, ir.Value]]:
+        """For each side of `node` that leads to a product: the scores there, and the other operand."""
         misfits, found = list[MisfitError](), []
         sides = (0,) if node.op_type in ("Sub", "Div") else (0, 1)
         for side in sides:
             other = node.inputs[1 - side]
             assert other is not None
             try:
-                found += [(inner, other, side) for inner in self.read(node.inputs[side], depth)]
+                found += [(inner, other) for inner in self.read(node.inputs[side], depth)]
             except MisfitError as misfit:
                 misfits.append(misfit)
         if not found and len(sides) == 1:
@@ -137,49 +138,56 @@ class ScoreReader:
             unsaid = next((misfit for misfit in misfits if isinstance(misfit, UnsayableError)), None)
             raise MisfitError(text) if unsaid is None else UnsayableError(text, unsaid.name)
         # scores that lie as their product made them, before those that were transposed to fit
-        yield from sorted(found, key=lambda each: sum(n.op_type == "Transpose" for n in each[0].nodes))
+        return sorted(found, key=lambda each: sum(n.op_type == "Transpose" for n in each[0].nodes))
 
-    def _sum(self, node: ir.Node, depth: int) -> Iterator[Scores]:
-        for inner, other, _ in self._sides(node, depth):
-            if node.op_type == "Sub" and (makers := _row_maximum(other)):
-                shift = Factor(other, inner.frame)
-                nodes = (*inner.nodes, *makers, node)
-                yield replace(inner, shifts=(*inner.shifts, shift), spelling=(*inner.spelling, "shifted"), nodes=nodes)
-            else:
-                sign = -1.0 if node.op_type == "Sub" else 1.0
-                mask = Mask(other, "added", inner.frame, sign)
-                yield inner.behind(node, "added mask", masks=(*inner.masks, mask))
-
-    def _factor(self, node: ir.Node, depth: int) -> Iterator[Scores]:
-        step = scaled(node)
-        if step is not None:
-            for inner in self.read(step[0], depth):
-                yield inner.scaled(node, step[1])
-            return
-        for inner, other, _ in self._sides(node, depth):
-            if node.op_type == "Mul" and is_binary(other):
-                # masked scores become 0 here; the mask that is added behind makes them low
-                yield inner.behind(node, "multiplied mask")
-            elif inner.masks or inner.cap:
-                raise MisfitError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap")
-            else:
-                factor = Factor(other, inner.frame, node.op_type == "Div")
-                yield inner.behind(node, "scaled by a tensor", factors=(*inner.factors, factor))
-
-    def _where(self, node: ir.Node, depth: int) -> Iterator[Scores]:
+    def _where(self, node: ir.Node, depth: int) -> Found:
         condition, then, other = node.inputs
         assert condition is not None
-        for scores, value, kind in ((then, other, "allowed"), (other, then, "forbidden")):
+        sides: tuple[tuple[ir.Value | None, ir.Value | None, Literal["allowed", "forbidden"]], ...]
+        sides = ((then, other, "allowed"), (other, then, "forbidden"))
+        for scores, value, kind in sides:
             if uniform(condition) == (kind == "allowed"):
-                yield from (inner.behind(node) for inner in self.read(scores, depth))
-                return
+                return [inner.behind(node) for inner in self.read(scores, depth)]
             low = uniform(value)
             if low is not None and low <= LOW:
-                for inner in self.read(scores, depth):
-                    mask = Mask(condition, kind, inner.frame)  # type: ignore[arg-type]
-                    yield inner.behind(node, "Where mask", masks=(*inner.masks, mask))
-                return
+                return [
+                    inner.behind(node, "Where mask", masks=(*inner.masks, Mask(condition, kind, inner.frame)))
+                    for inner in self.read(scores, depth)
+                ]
         raise _between(node)
+
+
+def _each(found: Iterable[T], step: Callable[[T], Scores]) -> Found:
+    """`step` of all that fit it. Raises the first MisfitError where none does."""
+    made, misfits = list[Scores](), list[MisfitError]()
+    for inner in found:
+        try:
+            made.append(step(inner))
+        except MisfitError as misfit:
+            misfits.append(misfit)
+    if misfits and not made:
+        raise misfits[0]
+    return made
+
+
+def _sum(inner: Scores, other: ir.Value, node: ir.Node) -> Scores:
+    """Scores plus or minus another tensor."""
+    if node.op_type == "Sub" and (makers := _row_maximum(other)):
+        shifts, nodes = (*inner.shifts, Factor(other, inner.frame)), (*inner.nodes, *makers)
+        return replace(inner, shifts=shifts, nodes=nodes).behind(node, "shifted")
+    mask = Mask(other, "added", inner.frame, -1.0 if node.op_type == "Sub" else 1.0)
+    return inner.behind(node, "added mask", masks=(*inner.masks, mask))
+
+
+def _multiplied(inner: Scores, other: ir.Value, node: ir.Node) -> Scores:
+    """Scores times or over another tensor."""
+    if node.op_type == "Mul" and is_binary(other):
+        # masked scores become 0 here; the mask that is added behind makes them low
+        return inner.behind(node, "multiplied mask")
+    if inner.masks or inner.cap:
+        raise MisfitError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap")
+    factor = Factor(other, inner.frame, node.op_type == "Div")
+    return inner.behind(node, "scaled by a tensor", factors=(*inner.factors, factor))
 
 
 def _row_maximum(value: ir.Value) -> list[ir.Node]:
