@@ -216,9 +216,12 @@ def _parity_lines(record: TargetRecord) -> list[str]:
 
 
 def _sites(manifest: Manifest) -> list[Table]:
-    head = ["module path", "written as", "status", "reason"]
+    head = ["module path", "written as", "status", "is", "reason", "proved"]
     attention = [
-        [Cell(site.path, "name"), Cell(site.spelling), _status(site.status), _long(site.reason)]
+        [
+            *(Cell(site.path, "name"), Cell(site.spelling), _status(site.status), Cell(site.became)),
+            *(_long(site.reason), _long(site.proof)),
+        ]
         for site in manifest.sites
         if site.kind == "attention"
     ]

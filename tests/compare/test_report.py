@@ -279,7 +279,7 @@ def test_every_attention_site_is_listed_and_other_kinds_are_summed(tmp_path: Pat
     reader = Reader(page_of(whole(), tmp_path))
     missed = reader.row("encoder.layer.5.attention.self")
     assert missed[1:3] == ["softmax over a matmul", "missed"]
-    assert "Add_412 takes Softmax_411" in missed[3]
+    assert "Add_412 takes Softmax_411" in missed[4]
     assert sum(row[0].startswith("encoder.layer.") for row in reader.rows if row) == 6
     assert ["norm", "13", "13", "0", "0", ""] in reader.rows
     assert ["gelu", "1", "0", "1", "0", "declined: tanh, not erf (1)"] in reader.rows
