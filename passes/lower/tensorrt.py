@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...spec import Target
-from .attention import CheckAttention
+from .attention import CheckAttention, DecomposeAttention
 
 # Standard ops that the parser imports: its own `supports_operator`, asked for each op of ONNX 1.23 through
 # TensorRT-RTX, whose parser is the same and needs no GPU.
@@ -29,6 +29,6 @@ TARGET = Target(
     precisions=("fp16", "bf16", "fp32"),
     devices=("",),
     legal={"": OPS},
-    lower=lambda _: [CheckAttention()],
+    lower=lambda _: [DecomposeAttention(), CheckAttention()],
     needs="an NVIDIA GPU and TensorRT 11 (`pip install graphwright[tensorrt]`, from the vendor's index)",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...spec import Target
-from .attention import CheckAttention
+from .attention import CheckAttention, DecomposeAttention
 from .tensorrt import OPS
 
 TARGET = Target(
@@ -12,6 +12,6 @@ TARGET = Target(
     precisions=("fp16", "bf16", "fp32"),
     devices=("sm89", "sm75", "sm80", "sm86", "sm120", "sm121"),
     legal={"": OPS},
-    lower=lambda _: [CheckAttention()],
+    lower=lambda _: [DecomposeAttention(), CheckAttention()],
     needs="an RTX GPU (compute capability 7.5, 8.6, 8.9 or 12.0) to run; nothing but the package to build",
 )

@@ -111,7 +111,6 @@ QKV = "float[B, 2, S, 8] q, float[B, 2, S, 8] k, float[B, 2, S, 8] v, bool[B, 1,
 REFUSED = {
     "y, c, d = Attention(q, k, v, m)": "a key/value cache or a second output",
     "y = Attention(q, k, v, , pk, pk)": "a key/value cache or a second output",
-    "y = Attention <softcap = 30.0> (q, k, v, m)": "a soft-cap",
     "y = Attention <is_causal = 1> (q, k, v, m)": "is_causal together with a mask",
 }
 
@@ -127,9 +126,9 @@ def test_an_attention_that_tensorrt_refuses_is_named(body: str) -> None:
 
 
 def test_an_attention_in_a_body_is_checked_too() -> None:
-    body = """y = If (flag) <then_branch = t () => (float[B, 2, S, 8] a) { a = Attention <softcap = 30.0> (q, k, v) },
+    body = """y = If (flag) <then_branch = t () => (float[B, 2, S, 8] a) { a = Attention <is_causal = 1> (q, k, v, m) },
                              else_branch = e () => (float[B, 2, S, 8] b) { b = Relu(q) }>"""
-    with pytest.raises(BuildError, match="a soft-cap"):
+    with pytest.raises(BuildError, match="is_causal together with a mask"):
         lower(make(body, f"{QKV}, bool flag", "float[B, 2, S, 8] y"), parse_job("tensorrt-rtx"))
 
 
@@ -153,6 +152,7 @@ def test_lowering_leaves_out_what_nothing_reads_and_says_what_ran() -> None:
     assert [node.op_type for node in model.graph] == ["Relu"]
     assert not model.graph.initializers
     assert [(step.name, step.modified) for step in trail.steps] == [
+        ("DecomposeAttention", False),
         ("CheckAttention", False),
         ("RemoveUnusedNodesPass", True),
         ("NameFixPass", True),  # the nodes of this graph have no names
@@ -169,7 +169,8 @@ def test_optimize_takes_all_stages_and_changes_no_input(compare: Compare) -> Non
     assert str(done.job) == "tensorrt-rtx@sm89:fp32"
     assert [(node.op_type, node.metadata_props[SITE]) for node in done.model.graph] == [("Gelu", "gelu")]
     assert done.log is done.lifted.log
-    assert [step.name for step in done.trail.steps] == ["CheckAttention", "RemoveUnusedNodesPass", "NameFixPass"]
+    steps = ["DecomposeAttention", "CheckAttention", "RemoveUnusedNodesPass", "NameFixPass"]
+    assert [step.name for step in done.trail.steps] == steps
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     again = optimize(done.lifted, "ort-cpu")
     assert again.lifted is done.lifted
