@@ -20,7 +20,7 @@ from ..sites import path_of
 
 
 class DecomposeAttention(GraphPass):
-    """softmax(softcap * tanh(scale * Q Kt / softcap) + mask) V in primitives; grouped heads are an axis of their own."""
+    """softmax(cap * tanh(scale * Q Kt / cap) + mask) V in primitives; grouped heads get an axis of their own."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
