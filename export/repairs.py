@@ -7,7 +7,9 @@ stand there, so that dims stay symbolic. `NotImplemented` leaves the operator as
 2. Attention on tensors without a head axis, or with several batch axes: converted for rank 4 alone.
 3. A stable sort: ONNX's TopK is stable, but only the plain overloads are known.
 4. FlexAttention: its score and mask functions, made for single places, take all places at once by broadcasting.
-5. Distances of all pairs, membership, and places in a sorted row: compared one by one.
+5. Keys of one head for queries of many, where torch.onnx writes the operator Attention (opset 23): it asks for equal
+   heads, or for grouped ones, which say the same of one head.
+6. Distances of all pairs, membership, and places in a sorted row: compared one by one.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 
 
-def repair(program: ExportedProgram) -> None:
-    """Apply every repair to the program's graph and those of its branches, in place."""
+def repair(program: ExportedProgram, opset: int | None = None) -> None:
+    """Apply every repair to the program's graph and those of its branches, in place; or what `opset` alone needs."""
+    repairs = _REPAIRS if opset is None else _AT_OPSET.get(opset, {})
     for part in program.graph_module.modules():
         if isinstance(part, GraphModule):
-            changed = [node for node in part.graph.nodes if node.target in _REPAIRS and _expand(part, node)]
+            found = [(node, repairs[node.target]) for node in part.graph.nodes if node.target in repairs]
+            changed = [node for node, repaired in found if _expand(part, node, repaired)]
             if changed:
                 part.recompile()
 
@@ -90,11 +94,17 @@ def _flex_attention(
     return attended, scores.logsumexp(-1) / math.log(2), scores.amax(-1) / math.log(2)
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor, p: float = 2.0, *_: Any) -> Any:  # 5
+def _one_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # 5
+    if kwargs.get("enable_gqa") or q.dim() != 4 or k.shape[1] == q.shape[1]:
+        return NotImplemented
+    return aten.scaled_dot_product_attention.default(q, k, v, *args, **{**kwargs, "enable_gqa": True})
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor, p: float = 2.0, *_: Any) -> Any:  # 6
     return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), p, dim=-1)
 
 
-def _is_in(x: torch.Tensor, known: torch.Tensor, *, invert: bool = False, **_: Any) -> Any:  # 5
+def _is_in(x: torch.Tensor, known: torch.Tensor, *, invert: bool = False, **_: Any) -> Any:  # 6
     found = (x.unsqueeze(-1) == known.flatten()).any(-1)
     return ~found if invert else found
 
@@ -107,7 +117,7 @@ def _places(
     right: bool = False,
     side: str | None = None,
     sorter: torch.Tensor | None = None,
-) -> Any:  # 5
+) -> Any:  # 6
     if sorter is not None:
         row = row.gather(-1, sorter)
     row, x = row.unsqueeze(-2), x.unsqueeze(-1)
@@ -125,11 +135,12 @@ _REPAIRS: dict[Any, Callable[..., Any]] = {
     aten.isin.Tensor_Tensor: _is_in,
     aten.searchsorted.Tensor: _places,
 }
+_AT_OPSET = {23: {aten.scaled_dot_product_attention.default: _one_head}}
 
 
-def _expand(owner: GraphModule, node: Node) -> bool:
+def _expand(owner: GraphModule, node: Node, repaired: Callable[..., Any]) -> bool:
     """Put what the repair computes in the place of `node`; False where there is nothing to repair."""
-    repaired, graph = _REPAIRS[node.target], owner.graph
+    graph = owner.graph
     functions = [value for value in node.all_input_nodes if value.op == "get_attr"]
     inputs = [value for value in node.all_input_nodes if value.op != "get_attr"]
 

@@ -24,6 +24,7 @@ from ..errors import BuildError, InputError, UsageError
 from ..runtimes.reference import evaluating, name_outputs, nest, to_tensor
 from ..spec import PATH, RANGES, ModelSpec, flatten, of_cache, parts_of, size_of
 from .front_end import front_end
+from .repairs import repair
 
 OPSETS = range(18, 24)  # what torch.onnx.export writes without going down a version, which may fail
 
@@ -72,6 +73,7 @@ def convert(spec: ModelSpec, program: ExportedProgram, opset: int) -> ir.Model:
     names = _output_names(spec, program)
     front = front_end(spec.module)
     try:
+        repair(program, opset)
         with _quiet(), evaluating(spec.module), front.active():
             exported = torch.onnx.export(
                 program,

@@ -7,9 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from ..errors import InputError
 from .base import Session, TensorInfo
+
+
+class GatherElements(OpRun):
+    """The operator for indices that are fewer than the data along any axis, as runtimes take it; onnx does not."""
+
+    def _run(self, data: np.ndarray, indices: np.ndarray, axis: int = 0) -> tuple[np.ndarray]:
+        axis %= data.ndim
+        kept = tuple(slice(None if place == axis else size) for place, size in enumerate(indices.shape))
+        return (np.take_along_axis(data[kept], indices, axis),)
 
 
 class OnnxReferenceSession(Session):
@@ -18,7 +28,7 @@ class OnnxReferenceSession(Session):
     provider = "onnx.reference"
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._evaluator = ReferenceEvaluator(model)
+        self._evaluator = ReferenceEvaluator(model, new_ops=[GatherElements])
         self.inputs = tuple(_info(value) for value in model.graph.input)
         self.outputs = tuple(_info(value) for value in model.graph.output)
 

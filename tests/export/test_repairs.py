@@ -91,6 +91,12 @@ BODIES: dict[str, Body] = {
 }
 
 
+@pytest.mark.parametrize("opset", [18, 23])
+def test_keys_of_one_head(opset: int) -> None:
+    golden = gw.to_onnx(spec_of(lambda x, ids: attend(heads(x), heads(x)[:, :1], heads(x)[:, :1])), opset)
+    assert ("Attention" in {node.op_type for node in golden.graph}) == (opset == 23)
+
+
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_repaired_graphs_compute_what_torch_does(name: str) -> None:

@@ -214,3 +214,19 @@ def test_every_runtime_says_whether_it_can_run_and_build_here() -> None:
             assert reason is None or (reason and reason[-1] not in ".:"), f"{runtime.name}: {reason!r} goes into a line"
     assert RUNTIMES["ort-cpu"].missing() is None
     assert {name: runtime.name for name, runtime in RUNTIMES.items()} == {name: name for name in RUNTIMES}
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_evaluator_gathers_fewer_elements_as_onnx_runtime_does(axis: int) -> None:
+    graph = onnx.parser.parse_graph(
+        f"g (float[4, 5, 3] x, int64[2, 3, 2] i) => (float[2, 3, 2] y) {{ y = GatherElements <axis = {axis}> (x, i) }}"
+    )
+    proto = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 23)])
+    random = np.random.default_rng(0)
+    feeds: dict[str, np.ndarray] = {
+        "x": random.standard_normal((4, 5, 3), np.float32),
+        "i": random.integers(-3, 3, (2, 3, 2)),
+    }
+    with OrtSession(proto.SerializeToString(), ["CPUExecutionProvider"]) as session:
+        wanted = session.run(feeds)["y"]
+    np.testing.assert_array_equal(OnnxReferenceSession(proto).run(feeds)["y"], wanted)
