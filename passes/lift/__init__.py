@@ -13,12 +13,14 @@ from ..sites import SiteLog
 from .attention import LiftAttention
 from .einsum import UnfoldEinsum
 from .embedding import LiftEmbedding
+from .fold import Fold
 from .gated import LiftGated
 from .gelu import LiftGelu
 from .group_norm import LiftGroupNorm
 from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
 from .linear_attention import LiftLinearAttention
+from .opset import ConvertOpset
 from .reshapes import FoldReshapes
 from .residual import LiftResidual
 from .rms_norm import LiftRmsNorm
@@ -26,7 +28,7 @@ from .rotary import LiftRotary
 from .shapes import ResolveShapes
 from .silu import LiftSilu
 from .softmax import UnifySoftmax
-from .tidy import ConvertOpset, Fold, Tidy
+from .tidy import Tidy
 from .tied_weights import LiftTiedWeights
 
 
