@@ -30,8 +30,8 @@ NEWER_TYPES = frozenset({ir.DataType.FLOAT8E8M0, ir.DataType.INT2, ir.DataType.U
 SOFTMAX = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
 # whose versions between 24 and 26 only take more types, or inputs and attributes that 23's schema refuses
 SAME = frozenset(
-    ("Attention", "Cast", "CastLike", "Constant", "ConstantOfShape", "DequantizeLinear", "Flatten", "Identity", "If")
-    + ("Loop", "Pad", "QuantizeLinear", "Reshape", "Scan", "Shape", "Size", "Squeeze", "Transpose", "Unsqueeze")
+    {"Attention", "Cast", "CastLike", "Constant", "ConstantOfShape", "DequantizeLinear", "Flatten", "Identity", "If"}
+    | {"Loop", "Pad", "QuantizeLinear", "Reshape", "Scan", "Shape", "Size", "Squeeze", "Transpose", "Unsqueeze"}
 )
 
 
@@ -53,13 +53,13 @@ class ConvertOpset(ir.passes.InPlacePass):
         for node in nodes:
             if node.op_type not in SOFTMAX:
                 _adapt(node, versions[node])
+        changed = version != imports[""] or any(own != imports[""] for own in versions.values())
+        if changed:
+            _check(model, version)
         if any(rank(node.inputs[0]) is None for node in old):
             ShapeInferencePass()(model)  # an old Softmax is one of today if its axis is the last
         for node in old:
             _adapt(node, versions[node])
-        changed = version != imports[""] or any(own != imports[""] for own in versions.values())
-        if changed:
-            _check(model, version)
         model.ir_version = IR_VERSION if imports[""] == OPSET else max(IR_VERSION, model.ir_version or 0)
         return ir.passes.PassResult(model, changed or inlined)
 
