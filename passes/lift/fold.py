@@ -58,7 +58,7 @@ class Fold(ir.passes.InPlacePass):
 
 
 class FoldConstants(folding.FoldConstantsPass):
-    """onnxscript's, but for what it fails on."""
+    """onnxscript's, but for the nodes that it fails on."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -68,8 +68,9 @@ class FoldConstants(folding.FoldConstantsPass):
         )
 
     def process_node(self, node: ir.Node, is_function: bool) -> folding.Replacement | None:
-        # it asks for the rank of a `split` whose value is not known
-        if node.op_type == "SplitToSequence" and len(node.inputs) > 1 and constant(node.inputs[1]) is None:
+        # it asks for the rank of a `split` whose value is not known, and makes of CastLike a Cast that saturates
+        unknown = node.op_type == "SplitToSequence" and len(node.inputs) > 1 and constant(node.inputs[1]) is None
+        if unknown or (node.op_type == "CastLike" and node.attributes):
             return None
         return super().process_node(node, is_function)
 

@@ -103,3 +103,11 @@ def test_the_sizes_of_a_split_may_be_an_input() -> None:
         <ir_version: 10, opset_import: ["": 23]>
         fold (float[6] x, int64 size) => (seq(float[N]) y) { y = SplitToSequence(x, size) }""")
     assert [node.op_type for node in fold(model).graph] == ["SplitToSequence"]
+
+
+def test_a_cast_that_does_not_saturate_stays_so() -> None:
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["": 23]>
+        fold (float[2] x, float8e5m2[1] like) => (float8e5m2[2] y) { y = CastLike <saturate = 0> (x, like) }""")
+    (node,) = fold(model).graph
+    assert node.attributes.get_int("saturate") == 0

@@ -49,7 +49,7 @@ def make(opset: int, body: str, functions: str = "", extra: str = "") -> ir.Mode
 
 def cases(**more: np.ndarray) -> list[Arrays]:
     random = np.random.default_rng(1)
-    made = []
+    made: list[Arrays] = []
     for batch, length in ((2, 6), (1, 1), (3, 9)):
         mask = np.ones((batch, length), np.int64)
         mask[-1, length // 2 + 1 :] = 0
