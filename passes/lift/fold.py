@@ -25,7 +25,7 @@ from onnxscript.optimizer import _constant_folding as folding
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.rules import common as rules
 
-from .values import constant
+from .values import is_constant
 
 ROUNDS = 2  # folding makes room for rules, and these for folding
 
@@ -69,7 +69,7 @@ class FoldConstants(folding.FoldConstantsPass):
 
     def process_node(self, node: ir.Node, is_function: bool) -> folding.Replacement | None:
         # it asks for the rank of a `split` whose value is not known, and makes of CastLike a Cast that saturates
-        unknown = node.op_type == "SplitToSequence" and len(node.inputs) > 1 and constant(node.inputs[1]) is None
+        unknown = node.op_type == "SplitToSequence" and len(node.inputs) > 1 and not is_constant(node.inputs[1])
         if unknown or (node.op_type == "CastLike" and node.attributes):
             return None
         return super().process_node(node, is_function)
@@ -85,38 +85,54 @@ def _exactly(op_type: str, number: float, swapped: bool = False) -> pattern.Rewr
     return pattern.RewriteRule(before, lambda op, x: op.Identity(x), name=f"{op_type} of {number:g}")
 
 
+class OfOp(pattern.RewriteRule):
+    """A rule that only looks at nodes of its own op: of forty rules at each node, most would look in vain."""
+
+    def __init__(self, rule: pattern.RewriteRule) -> None:
+        self.__dict__.update(rule.__dict__)
+        (node,) = rule._target_pattern.output_nodes  # one of two would be looked for in the whole graph, at each node
+        self.op_type = node.op_type
+
+    def try_rewrite(
+        self, model: ir.Model, graph_or_function: ir.Graph | ir.Function, node: ir.Node, **options: Any
+    ) -> Any:
+        if node.op_type != self.op_type:
+            return None
+        return super().try_rewrite(model, graph_or_function, node, **options)
+
+
 NO_OPS = [("Mul", 1.0, False), ("Mul", 1.0, True), ("Add", 0.0, False), ("Add", 0.0, True), ("Sub", 0.0, False)]
+FROM_ONNXSCRIPT = [
+    rules.one_reshape_matmul_reshape_rule,
+    rules.two_reshapes_matmul_reshape_rule,
+    rules.cast_constant_of_shape_rule,
+    rules.cast_constant_of_shape_without_value_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.cast_cast_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.flatten_to_reshape_rule,
+    rules.reshape_reshape_rule,
+    rules.no_op_transpose_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.no_op_dynamic_scatter_nd_rule,
+    rules.no_op_static_scatter_nd_rule,
+    rules.normalize_pad_format_conv_rule,
+    rules.fuse_pad_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+    rules.remove_optional_bias_from_conv_rule,
+    rules.remove_optional_bias_from_conv_transpose_rule,
+    rules.remove_optional_bias_from_gemm_rule,
+    # not slice_split_rule: its pattern has two ends, so that its cost grows with the square of the graph
+]
 RULES = pattern.RewriteRuleSet(
-    [
-        *(_exactly(*each) for each in [*NO_OPS, ("Div", 1.0, False)]),
-        rules.one_reshape_matmul_reshape_rule,
-        rules.two_reshapes_matmul_reshape_rule,
-        rules.cast_constant_of_shape_rule,
-        rules.cast_constant_of_shape_without_value_rule,
-        rules.collapse_slice_rule,
-        rules.collapse_slice2_rule,
-        rules.materialize_reshape_shape_rule,
-        rules.cast_cast_rule,
-        rules.no_op_cast_rule,
-        rules.no_op_expand_rule,
-        rules.flatten_to_reshape_rule,
-        rules.reshape_reshape_rule,
-        rules.slice_split_rule,
-        rules.no_op_transpose_rule,
-        rules.transpose_transpose_rule,
-        rules.unsqueeze_unsqueeze_rule,
-        rules.squeeze_reshape_1d_rule,
-        rules.no_op_dynamic_scatter_nd_rule,
-        rules.no_op_static_scatter_nd_rule,
-        rules.normalize_pad_format_conv_rule,
-        rules.fuse_pad_into_conv_rule,
-        rules.fuse_batchnorm_into_conv_rule,
-        rules.fuse_batchnorm_into_conv_transpose_rule,
-        rules.fuse_batchnorm_into_gemm_rule,
-        rules.remove_optional_bias_from_conv_rule,
-        rules.remove_optional_bias_from_conv_transpose_rule,
-        rules.remove_optional_bias_from_gemm_rule,
-    ]
+    [OfOp(rule) for rule in (*(_exactly(*each) for each in [*NO_OPS, ("Div", 1.0, False)]), *FROM_ONNXSCRIPT)]
 )
 
 
