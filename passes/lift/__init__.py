@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from ..base import Trail, run
 from ..prover import Prover
@@ -43,13 +44,15 @@ class Lifted:
 
 
 def lift(golden: ir.Model | str | Path) -> Lifted:
-    """Lift a golden graph (or an ONNX file). The input is not changed.
+    """Lift a golden graph (or an ONNX file), which is not changed; of an input with a default value, as old exporters
+    write every weight, the default is taken for good.
 
     Raises BuildError if a pass fails, InputError if the file is unreadable.
     """
     model = _take(golden)
     log, trail, prover = SiteLog(), Trail(), Prover(model.functions)
     passes = [
+        RemoveInitializersFromInputsPass(),
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
         ResolveShapes(),  # and the dims that are computed at run time

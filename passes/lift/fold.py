@@ -17,7 +17,6 @@ from onnx_ir.passes.common import (
     LiftConstantsToInitializersPass,
     LiftSubgraphInitializersToMainGraphPass,
     NameFixPass,
-    OutputFixPass,
     RemoveUnusedNodesPass,
 )
 from onnxscript import rewriter
@@ -50,7 +49,6 @@ class Fold(ir.passes.InPlacePass):
             LiftSubgraphInitializersToMainGraphPass(),
             DeduplicateInitializersPass(),
             CommonSubexpressionEliminationPass(),
-            OutputFixPass(),
             NameFixPass(),
         ):
             step(model)

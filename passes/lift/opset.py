@@ -103,7 +103,7 @@ def _is_sayable(node: ir.Node) -> bool:
         return True
     values = [*node.inputs, *node.outputs]
     plain = all(value is None or value.dtype not in NEWER_TYPES for value in values)
-    return node.op_type in SAME and own <= 26 and plain and not _misfit(node, OPSET)
+    return node.op_type in SAME and own <= 26 and plain and not misfit(node, OPSET)
 
 
 def _adapt(node: ir.Node, version: int) -> None:
@@ -118,7 +118,7 @@ def _check(model: ir.Model, version: int) -> None:
     target = model.opset_imports[""]
     wrong = []
     for node in model.graph.all_nodes():
-        if node.domain == "" and (reason := _misfit(node, target)):
+        if node.domain == "" and (reason := misfit(node, target)):
             wrong.append(f"{node.op_type} at {path_of(node)} ({reason})")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -128,7 +128,7 @@ def _check(model: ir.Model, version: int) -> None:
         )
 
 
-def _misfit(node: ir.Node, version: int) -> str:
+def misfit(node: ir.Node, version: int) -> str:
     """What of a node its schema does not allow."""
     schema = _schema(node.op_type, version)
     if schema is None or schema.deprecated:

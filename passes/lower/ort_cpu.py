@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...spec import Target
+from .older import UseOlderKernels
 
 TARGET = Target(
     name="ort-cpu",
@@ -12,6 +13,6 @@ TARGET = Target(
     # every standard op has a kernel or a function body, classical models' too; contrib ops are ONNX Runtime's own to
     # fuse at load
     legal={"": None, "ai.onnx.ml": None},
-    lower=lambda _: [],
+    lower=lambda _: [UseOlderKernels()],
     needs="onnxruntime",
 )

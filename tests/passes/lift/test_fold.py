@@ -93,6 +93,11 @@ def test_an_initializer_of_the_same_name_pushes_none_out(compare: Compare) -> No
     compare(model, after, cases(), 0, 0)
 
 
+def test_an_input_that_is_an_output_keeps_its_name(compare: Compare) -> None:
+    model = make("y = Relu(x)", "", "float[B, 3, 4] x, float[B, 3, 4] y")
+    compare(model, fold(model), cases(), 0, 0)
+
+
 def test_a_clip_below_zero_is_no_relu(compare: Compare) -> None:
     model = make("c = Clip(x, low, high)  y = Relu(c)", "float low = {-1.0}, float high = {-0.5}")
     compare(model, fold(model), cases(), 0, 0)

@@ -241,6 +241,17 @@ def test_functions_of_another_opset_than_the_model(compare: Compare) -> None:
     compare(flat, after, [feeds(flat)], 1e-6, 1e-7)
 
 
+def test_the_default_of_an_input_is_taken_for_good(compare: Compare) -> None:
+    model = make(13, f"{X}, float[6] w", "float[2, 4, 6] y", "v = Neg(w)  y = Add(x, v)")
+    weight = model.graph.inputs[1]
+    weight.const_value = ir.tensor(np.arange(6, dtype=np.float32), name="w")
+    model.graph.register_initializer(weight)
+    after = lift(model).model
+    assert [value.name for value in after.graph.inputs] == ["x"]
+    assert [node.op_type for node in after.graph] == ["Add"]
+    compare(model, after, [{"x": feeds(model)["x"]}], 0, 0)
+
+
 # --- what cannot be converted
 
 
