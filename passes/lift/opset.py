@@ -11,14 +11,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 from onnxscript import version_converter
 
 from ...errors import BuildError
+from ..schemas import misfit, schema_of
 from ..sites import path_of
 from .adapters import ADAPTERS
 from .values import rank
@@ -96,7 +94,7 @@ def _is_sayable(node: ir.Node) -> bool:
     own = node.version
     if own is None or own <= OPSET:
         return True
-    newer, schema = _schema(node.op_type, own), _schema(node.op_type, OPSET)
+    newer, schema = schema_of(node.op_type, own), schema_of(node.op_type, OPSET)
     if newer is None or schema is None:
         return False
     if newer.since_version <= OPSET:
@@ -126,29 +124,3 @@ def _check(model: ir.Model, version: int) -> None:
             f"The graph of opset {version} could not be converted to {target}: {'; '.join(wrong[:3])}{more}. Export "
             f"the model at opset {OPSET}."
         )
-
-
-def misfit(node: ir.Node, version: int) -> str:
-    """What of a node its schema does not allow."""
-    schema = _schema(node.op_type, version)
-    if schema is None or schema.deprecated:
-        return f"opset {version} has no such op"
-    unknown = set(node.attributes) - set(schema.attributes)
-    if unknown:
-        return f"it has no attribute {sorted(unknown)[0]!r} there"
-    missing = [name for name, known in schema.attributes.items() if known.required and name not in node.attributes]
-    if missing:
-        return f"it needs the attribute {missing[0]!r} there"
-    if not schema.min_input <= len(node.inputs) <= schema.max_input:
-        return f"it takes {schema.min_input} to {schema.max_input} inputs there, not {len(node.inputs)}"
-    if len(node.outputs) > schema.max_output:
-        return f"it has at most {schema.max_output} outputs there, not {len(node.outputs)}"
-    return ""
-
-
-@cache
-def _schema(op_type: str, version: int) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op_type, version, "")
-    except onnx.defs.SchemaError:
-        return None

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+
 class DropIdentities(ir.passes.InPlacePass):
     """Leave out Identity nodes, but for those that give an output of a graph a name of its own.
 

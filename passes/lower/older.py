@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..lift.opset import misfit
+from ..schemas import misfit
 
 OPSET = 21
 # opset 22 gave each of them bfloat16 and nothing else; the kernels of ONNX Runtime 1.31 are those of before
