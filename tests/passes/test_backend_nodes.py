@@ -23,8 +23,8 @@ from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from graphwright import optimize
 from graphwright.errors import GraphwrightError
+from graphwright.passes import optimize
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 SAMPLE, ANSWERED = 300, 1500

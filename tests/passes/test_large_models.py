@@ -14,8 +14,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from graphwright import lift, stages
+from graphwright import stages
 from graphwright.export import weights
+from graphwright.passes import lift
 from graphwright.runtimes.ort_cpu import PROVIDER, OrtSession
 
 GIB = 1 << 30
@@ -71,7 +72,7 @@ def save(folder: Path, layers: int, width: int) -> Path:
 MEASURE = """
 import sys
 from pathlib import Path
-from graphwright import lift
+from graphwright.passes import lift
 from graphwright.stages import _digest_of
 
 def resident(line):

@@ -8,7 +8,7 @@ import pstats
 import numpy as np
 import onnx_ir as ir
 
-from graphwright import lift
+from graphwright.passes import lift
 
 WIDTH, HEADS = 16, 2
 # self-attention and a feed-forward part, each with its residual and LayerNorm, as exporters of opset 13 spell them

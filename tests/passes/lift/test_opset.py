@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from graphwright import lift
 from graphwright.errors import BuildError
+from graphwright.passes import lift
 from graphwright.passes.lift.opset import ConvertOpset
 from graphwright.spec import PATH
 

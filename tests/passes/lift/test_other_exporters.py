@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphwright import lift, optimize
+from graphwright.passes import lift, optimize
 
 Arrays = dict[str, np.ndarray]
 Compare = Callable[[ir.Model, ir.Model, Iterable[Arrays], float, float], None]

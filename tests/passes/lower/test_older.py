@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphwright import optimize
+from graphwright.passes import optimize
 from graphwright.runtimes.ort_cpu import PROVIDER, OrtSession
 
 IMAGE = "float[1, 2, 6, 6] x"
