@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from graphwright.errors import GraphwrightError
     from graphwright.export import to_onnx
     from graphwright.manifest import Manifest
-    from graphwright.passes import Lifted, Optimized, lift, optimize
+    from graphwright.passes import Optimized, optimize
+    from graphwright.passes.lift import Lifted, lift
     from graphwright.passes.sites import Site
     from graphwright.pipeline import Shipment, build, ship
     from graphwright.spec import Job, ModelSpec, Target

@@ -26,6 +26,7 @@ GRAPH = "model.onnx"
 GOLDEN = "golden.safetensors"
 BUILD = "build.json"
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights from which they stand beside the graph: a protobuf ends at 2 GiB
+HASHED_ABOVE = 1 << 20  # bytes of a weight from which it counts by its hash where a graph is identified
 ALL_BYTES = 1 << 40  # the store keeps every recorded case
 
 Ranges = dict[str, tuple[int, int, int]]
@@ -153,4 +154,13 @@ def _hash(array: np.ndarray) -> str:
 
 
 def _digest_of(model: ir.Model) -> str:
+    """SHA-256 of the graph. Large weights count by hashes of their own: a protobuf ends at 2 GiB."""
+    model = model.clone()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= HASHED_ABOVE:
+            content = hashlib.sha256(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data).hexdigest()
+            value.const_value = ir.ExternalTensor(
+                content, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=str(value.name)
+            )
     return hashlib.sha256(ir.to_proto(model).SerializeToString()).hexdigest()

@@ -30,8 +30,8 @@ from architectures import ARCHITECTURES
 import graphwright as gw
 from graphwright.compare.undefined import UndefinedRows
 from graphwright.export.graph_session import open_graph
+from graphwright.passes.lift.fold import Fold
 from graphwright.passes.lift.functions import inline
-from graphwright.passes.lift.tidy import Fold
 from graphwright.runtimes.reference import TorchSession, to_array
 
 Arrays = dict[str, np.ndarray]

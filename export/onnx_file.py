@@ -1,6 +1,7 @@
-"""Read an ONNX file that nobody vouches for: all of it is checked, and its weights are read, before any loader sees it.
+"""Read an ONNX file that nobody vouches for: all of it is checked before any loader sees it.
 
-No other code is ever given a path out of the file. What `onnx_ir` would drop without a word (sparse tensors, training
+No other code is ever given a path out of the file: large weights that lie beside it stay on disk, and are read through
+the handle that was checked (weights.py). What `onnx_ir` would drop without a word (sparse tensors, training
 graphs, fields newer than the installed onnx) is rejected or taken out here.
 """
 
@@ -23,6 +24,7 @@ import psutil
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 
 from ..errors import InputError, ResourceError
+from . import weights
 
 _STANDARD = frozenset({"", "ai.onnx.ml"})
 _KNOWN = frozenset({"graphwright", "com.microsoft"})  # domains whose ops need no body in the file
@@ -34,17 +36,20 @@ _TYPED = ("float_data", "int32_data", "string_data", "int64_data", "double_data"
 
 
 def read_onnx(path: Path) -> ir.Model:
-    """The model in the file `path`, wholly in memory: its weights too where they lie in files beside it.
+    """The model in the file `path`. Weights of at least `weights.ON_DISK` bytes that lie in files beside it stay there
+    and are read whenever they are asked for: do not overwrite these files while the model is in use.
 
     Raises InputError where the file is unreadable, damaged, hostile, or holds what graphwright does not read, and
-    ResourceError where its weights do not fit into memory.
+    ResourceError where a weight does not fit into memory.
     """
     try:
         proto = _parse(_read(path))
         external = _check_messages(proto)
         _check_with_onnx(proto)
-        _load(external, path.parent)
-        return _deserialize(proto)
+        on_disk = _load(external, path.parent)
+        model = _deserialize(proto)
+        weights.put(model, on_disk)
+        return model
     except InputError as error:
         raise InputError(f"{path} was not read: {error}") from error
 
@@ -61,6 +66,11 @@ class _External:
     needed: int
     length: int | None
     checksum: str
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is left on disk; types of less than a byte are not, they are packed."""
+        return self.needed >= weights.ON_DISK and ir.DataType(self.tensor.data_type).bitwidth >= 8
 
 
 def _read(path: Path) -> bytes:
@@ -278,15 +288,16 @@ def _check_with_onnx(proto: onnx.ModelProto) -> None:
         raise InputError(f"onnx.checker says: {_line(error)} Repair or export the model again.") from error
 
 
-def _load(external: list[_External], folder: Path) -> None:
-    """Put the bytes into the tensors, each file opened once and checked while it is open."""
-    for _, group in itertools.groupby(sorted(external, key=lambda each: each.location), lambda each: each.location):
+def _load(external: list[_External], folder: Path) -> list[weights.OnDisk]:
+    """Put small tensors' bytes in; of large ones, where they are. Each file is opened once and checked while open."""
+    on_disk: list[weights.OnDisk] = []
+    files = itertools.groupby(sorted(external, key=lambda each: each.location), lambda each: each.location)
+    for number, (_, group) in enumerate(files):
         tensors = list(group)
         try:
             with _opened_below(folder, _parts(tensors[0])) as handle:
                 _check_file(handle, tensors)
-                for each in tensors:
-                    _fill(each, handle)
+                file = weights.DataFile(handle, _show(tensors[0].location))
         except OSError as error:
             link = error.errno in (errno.ELOOP, errno.ENOTDIR)
             raise InputError(
@@ -294,6 +305,15 @@ def _load(external: list[_External], folder: Path) -> None:
                 + ("No part of that may be a link: copy the real files beside the model." * link)
                 + ("Put the file beside the model." * (not link))
             ) from error
+        for each in tensors:
+            each.tensor.ClearField("dims")
+            each.tensor.dims.extend(each.dims)
+            if each.stays and number < weights.FILES:
+                weights.mark(each.tensor, len(on_disk))
+                on_disk.append(weights.OnDisk(file, each.offset, ir.DataType(each.tensor.data_type), each.dims))
+            else:
+                each.tensor.raw_data = file.read(each.offset, each.needed).tobytes()
+    return on_disk
 
 
 def _check_file(handle: int, tensors: list[_External]) -> None:
@@ -309,8 +329,9 @@ def _check_file(handle: int, tensors: list[_External]) -> None:
                 f"{each.name} needs {each.needed} bytes from {each.offset} on in {place}, which has {info.st_size}. "
                 "The files do not belong together: save the model again."
             )
-    needed, free = sum(each.needed for each in tensors), psutil.virtual_memory().available
-    if needed + max(each.needed for each in tensors) > free:
+    needed = sum(each.needed for each in tensors if not each.stays) + max(each.needed for each in tensors)
+    free = psutil.virtual_memory().available
+    if needed > free:
         raise ResourceError(
             f"The data in {place} needs {needed} bytes of memory, {free} are free. Free some, or use a larger machine."
         )
@@ -319,18 +340,6 @@ def _check_file(handle: int, tensors: list[_External]) -> None:
             digest = hashlib.file_digest(file, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
         if any(each.checksum not in ("", digest) for each in tensors):
             raise InputError(f"the data file {place} has another checksum than the model says. Save the model again.")
-
-
-def _fill(external: _External, handle: int) -> None:
-    with os.fdopen(handle, "rb", closefd=False) as file:
-        file.seek(external.offset)
-        data = file.read(external.needed)
-    if len(data) != external.needed:
-        raise InputError(f"the data file {_show(external.location)} changed while it was read. Try again.")
-    tensor = external.tensor
-    tensor.ClearField("dims")
-    tensor.dims.extend(external.dims)
-    tensor.raw_data = data
 
 
 @contextlib.contextmanager

@@ -185,6 +185,7 @@ class Region:
         for index, constant in enumerate(self.constants):
             values[constant] = ir.Value(name=f"constant{index}", const_value=_proved_constant(constant))
         nodes = [_copy(node, values, index) for index, node in enumerate(self.nodes)]
+        opsets = [node.graph.opset_imports.get("", 23) for node in self.nodes if node.graph is not None]
         outputs = []
         for name, value in self.results.items():
             node = ir.node("Identity", [values[value]])
@@ -196,7 +197,7 @@ class Region:
             outputs,
             nodes=nodes,
             initializers=[values[constant] for constant in self.constants],
-            opset_imports={"": 23, **{node.domain: 1 for node in nodes if node.domain}},
+            opset_imports={"": max(opsets, default=23), **{node.domain: 1 for node in nodes if node.domain}},
             name="region",
         )
         called = [

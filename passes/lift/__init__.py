@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from ..base import Trail, run
 from ..prover import Prover
@@ -13,12 +14,14 @@ from ..sites import SiteLog
 from .attention import LiftAttention
 from .einsum import UnfoldEinsum
 from .embedding import LiftEmbedding
+from .fold import Fold
 from .gated import LiftGated
 from .gelu import LiftGelu
 from .group_norm import LiftGroupNorm
 from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
 from .linear_attention import LiftLinearAttention
+from .opset import ConvertOpset
 from .reshapes import FoldReshapes
 from .residual import LiftResidual
 from .rms_norm import LiftRmsNorm
@@ -26,7 +29,7 @@ from .rotary import LiftRotary
 from .shapes import ResolveShapes
 from .silu import LiftSilu
 from .softmax import UnifySoftmax
-from .tidy import ConvertOpset, Fold, Tidy
+from .tidy import Tidy
 from .tied_weights import LiftTiedWeights
 
 
@@ -41,13 +44,15 @@ class Lifted:
 
 
 def lift(golden: ir.Model | str | Path) -> Lifted:
-    """Lift a golden graph (or an ONNX file). The input is not changed.
+    """Lift a golden graph (or an ONNX file), which is not changed; of an input with a default value, as old exporters
+    write every weight, the default is taken for good.
 
     Raises BuildError if a pass fails, InputError if the file is unreadable.
     """
     model = _take(golden)
     log, trail, prover = SiteLog(), Trail(), Prover(model.functions)
     passes = [
+        RemoveInitializersFromInputsPass(),
         ConvertOpset(),  # first: every rule below speaks opset 23
         Fold(),  # constants and shapes, so that scalars can be seen and ranks are known
         ResolveShapes(),  # and the dims that are computed at run time

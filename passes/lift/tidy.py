@@ -1,4 +1,4 @@
-"""What stands before and behind the lift rules: one opset, folded constants, no leftovers."""
+"""What stands behind the lift rules: no leftovers."""
 
 from __future__ import annotations
 
@@ -6,73 +6,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
     DeduplicateInitializersPass,
-    InlinePass,
     LiftConstantsToInitializersPass,
     NameFixPass,
     RemoveUnusedNodesPass,
     RemoveUnusedOpsetsPass,
     TopologicalSortPass,
 )
-from onnxscript import optimizer, version_converter
-
-from ...errors import BuildError
-
-OPSET = 23
-IR_VERSION = 10  # what the oldest runtime of today takes; opset 23 needs nothing newer in it
-ADAPTERS = 18  # from here onnxscript's own adapters convert node by node; before, only onnx's converter can
-
-
-class ConvertOpset(ir.passes.InPlacePass):
-    """Any opset -> 23, IR version 10."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        version = model.opset_imports.get("", 0)
-        model.ir_version = IR_VERSION
-        if version == OPSET:
-            return ir.passes.PassResult(model, False)
-        if version > OPSET:
-            raise BuildError(
-                f"The graph is of opset {version}; this version reads up to {OPSET}. Export it at opset {OPSET}, or "
-                "convert it down with onnx.version_converter."
-            )
-        # without the fallback a graph older than 18 is stamped 23 but keeps its old operators
-        version_converter.convert_version(model, OPSET, fallback=version < ADAPTERS)
-        if model.opset_imports.get("") != OPSET:
-            raise BuildError(f"The graph of opset {version} could not be converted to {OPSET}.")
-        model.ir_version = IR_VERSION
-        return ir.passes.PassResult(model, True)
-
-
-class Fold(ir.passes.InPlacePass):
-    """Inline functions, infer shapes, fold constants; every constant an initializer or a Constant node."""
-
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
-        for graph in model.graphs():
-            for value in graph.initializers.values():  # a graph made by hand need not say what its tensors say
-                if value.const_value is not None:
-                    value.type = value.type or ir.TensorType(value.const_value.dtype)
-                    value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
-        InlinePass()(model)
-        optimizer.optimize_ir(model)
-        _adopt(model)
-        return ir.passes.PassResult(model, True)
-
-
-def _adopt(model: ir.Model) -> None:
-    """Make initializers of constants that are read but stand nowhere.
-
-    onnxscript's rules make two of one name (for two Flattens of one tensor, say): the second takes the first's place.
-    """
-    for node in list(model.graph.all_nodes()):
-        for value in node.inputs:
-            if value is None or value.const_value is None or value.producer() is not None or value.is_initializer():
-                continue
-            assert node.graph is not None
-            number = 1
-            while f"{value.name}.{number}" in node.graph.initializers:
-                number += 1
-            value.name = f"{value.name}.{number}"
-            node.graph.register_initializer(value)
 
 
 class DropIdentities(ir.passes.InPlacePass):

@@ -18,8 +18,14 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def scalar(value: ir.Value | None) -> float | None:
     """The value as a float if it is a constant of one element."""
-    array = constant(value)
-    return float(array.reshape(())) if array is not None and array.size == 1 else None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    # a large one is not touched: it may lie on disk
+    return float(tensor.numpy().reshape(())) if tensor is not None and tensor.size == 1 else None
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is a constant of the graph; its data, which may lie on disk, is not touched."""
+    return value is not None and ir.convenience.get_const_tensor(value) is not None
 
 
 def producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
@@ -130,7 +136,7 @@ def shape_only(value: ir.Value, limit: int = 64) -> bool:
     ahead, seen = [value], set[ir.Value]()
     while ahead:
         value = ahead.pop()
-        if value in seen or constant(value) is not None:
+        if value in seen or is_constant(value):
             continue
         seen.add(value)
         node = value.producer()

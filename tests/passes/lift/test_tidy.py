@@ -1,4 +1,4 @@
-"""One opset before the lift rules, no leftovers behind them; what the graph computes and its outputs' names stay."""
+"""No leftovers behind the lift rules; what the graph computes and its outputs' names stay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graphwright.errors import BuildError
 from graphwright.passes import lift
-from graphwright.passes.lift.tidy import ConvertOpset, DropIdentities, Fold, Tidy
-from graphwright.spec import PATH
+from graphwright.passes.lift.tidy import DropIdentities, Tidy
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[ir.Model, Arrays], Arrays]
@@ -19,14 +17,10 @@ Compare = Callable[[ir.Model, ir.Model, Iterable[Arrays], float, float], None]
 Spell = Callable[[ir.Model], str]
 
 
-def make(
-    body: str, outputs: str = "float[B, 3, 4] y", opset: int = 23, constants: str = "", functions: str = ""
-) -> ir.Model:
-    local = ', "local": 1' if functions else ""
+def make(body: str, outputs: str = "float[B, 3, 4] y", constants: str = "") -> ir.Model:
     return ir.from_onnx_text(f"""
-        <ir_version: 8, opset_import: ["": {opset}{local}]>
-        tidy (float[B, 3, 4] x, bool flag) => ({outputs}) <{constants or "int64[1] last = {-1}"}> {{ {body} }}
-        {functions}""")
+        <ir_version: 8, opset_import: ["": 23]>
+        tidy (float[B, 3, 4] x, bool flag) => ({outputs}) <{constants or "int64[1] last = {-1}"}> {{ {body} }}""")
 
 
 def cases() -> list[Arrays]:
@@ -36,71 +30,6 @@ def cases() -> list[Arrays]:
         for batch in (1, 3)
         for flag in (True, False)
     ]
-
-
-OLD = {
-    # the last: Softmax over all axes from the first on, and Squeeze and ReduceMean with axes as attributes
-    11: "u = Unsqueeze <axes = [0]> (x)  q = Squeeze <axes = [0]> (u)  m = ReduceMean <axes = [-1]> (q)  d = Sub(q, m)"
-    "  y = Softmax(d)",
-    13: "m = ReduceMean <axes = [-1]> (x)  d = Sub(x, m)  y = Softmax(d)",
-    17: "m = ReduceMean <axes = [-1]> (x)  d = Sub(x, m)  y = Softmax <axis = 1> (d)",
-    18: "m = ReduceMean(x, last)  d = Sub(x, m)  y = Softmax(d)",
-    22: "m = ReduceMean(x, last)  d = Sub(x, m)  y = Softmax <axis = 1> (d)",
-}
-
-
-@pytest.mark.parametrize("opset", OLD)
-def test_an_older_graph_becomes_opset_23(opset: int, compare: Compare, spell: Spell) -> None:
-    model = make(OLD[opset], opset=opset)
-    model.graph.node(-1).name = "weights"
-    after = model.clone()
-    assert ConvertOpset()(after).modified
-    assert after.opset_imports[""] == 23
-    assert after.ir_version == 10
-    ops = {node.op_type for node in after.graph} - {"Constant", "Identity", "Flatten", "Shape", "Reshape"}
-    assert ops == {"ReduceMean", "Sub", "Softmax"} | ({"Squeeze", "Unsqueeze"} if opset == 11 else set())
-    assert all(not node.attributes.get_ints("axes") for node in after.graph)
-    compare(model, after, cases(), 1e-6, 1e-7)  # the same float32 ops; rounded where the converter reshapes
-
-
-def test_a_graph_of_opset_23_stays(spell: Spell) -> None:
-    model = make("y = Relu(x)")
-    assert not ConvertOpset()(model).modified
-    assert model.ir_version == 10  # the oldest runtime reads no newer one
-    assert spell(model) == "Relu(x)"
-
-
-def test_paths_survive_a_conversion() -> None:
-    model = make("r = Relu(x)  y = Softmax(r)", opset=20)
-    for node in model.graph:
-        node.metadata_props[PATH] = f"block.{node.op_type}"
-    ConvertOpset()(model)
-    assert [node.metadata_props[PATH] for node in model.graph] == ["block.Relu", "block.Softmax"]
-
-
-def test_a_newer_graph_is_refused() -> None:
-    with pytest.raises(
-        BuildError, match=r"The graph is of opset 24; this version reads up to 23\. Export it at opset 23"
-    ):
-        lift(make("y = Relu(x)", opset=24))
-
-
-def test_a_graph_that_cannot_be_converted_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"The graph of opset 9 could not be converted to 23\."):
-        lift(make("y = Imaginary(x)", opset=9))
-
-
-def test_fold_inlines_functions_and_folds_constants(compare: Compare, spell: Spell) -> None:
-    model = make(
-        "two = Add(one, one)  z = local.twice(x)  y = Mul(z, two)",
-        constants="float one = {1.0}",
-        functions='<domain: "local", opset_import: ["": 23]> twice (a) => (b) { b = Add(a, a) }',
-    )
-    after = model.clone()
-    assert Fold()(after).modified
-    assert spell(after) == "Mul(Add(x, x), 2)"
-    assert not after.functions
-    compare(model, after, cases(), 0, 0)  # doubling is exact
 
 
 @pytest.mark.parametrize(
