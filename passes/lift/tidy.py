@@ -58,4 +58,8 @@ class Tidy(ir.passes.InPlacePass):
             NameFixPass(),  # what was made in a body may bear the name of something outside
         ]
         modified = [step(model).modified for step in passes]
+        for node in model.graph.all_nodes():
+            for value in node.outputs:
+                if value.type is None:  # a shape alone cannot be written to a file
+                    value.shape = None
         return ir.passes.PassResult(model, any(modified))
