@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -53,6 +55,24 @@ class Trail:
     steps: list[Step] = field(default_factory=list)
 
 
+# what these say of a graph on its way is nothing that a user can mend
+_CHATTER = ("onnx_ir", "onnxscript", "onnxruntime.tools.symbolic_shape_infer")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside the block the libraries that passes are built on log errors alone."""
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def run(model: ir.Model, passes: Sequence[ir.passes.InPlacePass], trail: Trail | None = None) -> ir.Model:
     """Run `passes` on `model`, in place. A pass that raises is named, with those that ran before it."""
     done: list[str] = []
@@ -60,7 +80,8 @@ def run(model: ir.Model, passes: Sequence[ir.passes.InPlacePass], trail: Trail |
         name = type(step).__name__
         start = time.perf_counter()
         try:
-            modified = step(model).modified
+            with quiet():
+                modified = step(model).modified
         except GraphwrightError:
             raise
         except Exception as error:
