@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
     CommonSubexpressionEliminationPass,
@@ -24,7 +25,7 @@ from onnxscript.optimizer import _constant_folding as folding
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.rules import common as rules
 
-from .values import is_constant
+from .values import add_constant, constant, is_constant
 
 ROUNDS = 2  # folding makes room for rules, and these for folding
 
@@ -39,6 +40,7 @@ class Fold(ir.passes.InPlacePass):
                     value.type = value.type or ir.TensorType(value.const_value.dtype)
                     value.shape = value.shape or ir.Shape(value.const_value.shape.numpy())
         InlinePass()(model)
+        _split_weights(model)
         for _ in range(ROUNDS):
             FoldConstants()(model)
             rewriter.RewritePass(RULES)(model)
@@ -53,6 +55,29 @@ class Fold(ir.passes.InPlacePass):
         ):
             step(model)
         return ir.passes.PassResult(model, True)
+
+
+def _split_weights(model: ir.Model) -> None:
+    """Constants for the parts of a constant: onnxscript folds no node of several outputs, and packed projections of
+    attention would be products with something that is computed."""
+    for node in list(model.graph.all_nodes()):
+        if node.domain != "" or node.op_type != "Split" or (array := constant(node.inputs[0])) is None:
+            continue
+        if array.dtype.kind in "OSU":  # of strings
+            continue
+        axis = node.attributes.get_int("axis", 0) % array.ndim
+        count = len(node.outputs)
+        given = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if (len(node.inputs) > 1 and node.inputs[1] is not None and given is None) or node.graph is None:
+            continue
+        part = -(-array.shape[axis] // count)
+        sizes = [part] * (count - 1) if given is None else [int(size) for size in given[:-1]]
+        for value, piece in zip(node.outputs, np.split(array, np.cumsum(sizes), axis=axis), strict=True):
+            if value.is_graph_output():
+                continue
+            made = add_constant(node.graph, str(value.name), np.ascontiguousarray(piece))
+            ir.convenience.replace_all_uses_with(value, made)
+    RemoveUnusedNodesPass()(model)
 
 
 class FoldConstants(folding.FoldConstantsPass):

@@ -116,3 +116,30 @@ def test_a_cast_that_does_not_saturate_stays_so() -> None:
         fold (float[2] x, float8e5m2[1] like) => (float8e5m2[2] y) { y = CastLike <saturate = 0> (x, like) }""")
     (node,) = fold(model).graph
     assert node.attributes.get_int("saturate") == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [
+        ("Split <axis = 1> (w, parts)", [1, 3]),
+        ("Split <axis = -1, num_outputs = 2> (w)", [2, 2]),
+        ("Split <axis = 1> (w, parts)", [3, 1]),
+    ],
+)
+def test_the_parts_of_a_constant_are_constants(split: str, sizes: list[int], compare: Compare) -> None:
+    weights = ", ".join(f"{number}.5" for number in range(16))
+    constants = f"float[4, 4] w = {{{weights}}}, int64[2] parts = {{{sizes[0]}, {sizes[1]}}}"
+    model = make(f"a, b = {split}  c = Concat <axis = 1> (b, a)  y = MatMul(x, c)", constants)
+    after = fold(model)
+    assert [node.op_type for node in after.graph] == ["MatMul"]
+    compare(model, after, cases(), 0, 0)
+
+
+def test_a_part_that_is_an_output_stays() -> None:
+    model = make("a, b = Split <axis = 0, num_outputs = 2> (w)  y = Add(x, b)", "float[2, 4] w = {1,2,3,4,5,6,7,8}")
+    part = next(value for node in model.graph for value in node.outputs if value.name == "a")
+    part.type, part.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1, 4])
+    model.graph.outputs.append(part)
+    after = fold(model)
+    assert [node.op_type for node in after.graph] == ["Split", "Add"]
+    assert [value.name for value in after.graph.outputs] == ["y", "a"]
