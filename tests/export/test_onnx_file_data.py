@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import os
 import shutil
@@ -245,14 +244,13 @@ def test_the_reason_and_the_way_out(folder: Path, canary: Path, kind: str, match
 
 
 @pytest.fixture(params=["in memory", "on disk"])
-def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tensors in files beside the model are kept; those of the tests are small."""
     monkeypatch.setattr(weights, "ON_DISK", 0 if request.param == "on disk" else 1 << 20)
-    return str(request.param)
 
 
 @pytest.mark.parametrize("place", ["initializer", "attribute", "attribute list", "subgraph", "function"])
-def test_good_data_in_each_place(folder: Path, place: str, kept: str) -> None:
+def test_good_data_in_each_place(folder: Path, place: str, kept: None) -> None:
     (folder / "w.bin").write_bytes(VALUES.tobytes())
     model = read(PLACES[place](outside()), folder)
     (folder / "w.bin").unlink()
@@ -261,7 +259,7 @@ def test_good_data_in_each_place(folder: Path, place: str, kept: str) -> None:
     assert b"w.bin" not in data
 
 
-def test_a_link_swapped_in_while_reading(folder: Path, canary: Path, kept: str) -> None:
+def test_a_link_swapped_in_while_reading(folder: Path, canary: Path, kept: None) -> None:
     target, done = folder / "w.bin", threading.Event()
     (folder / "real").write_bytes(VALUES.tobytes())
     (folder / "link").symlink_to("../secret.bin")
@@ -352,7 +350,7 @@ def test_no_length_takes_the_rest_of_the_file_exactly(folder: Path) -> None:
     assert value(read(make([ADD], outside(length=None, offset=4)), folder)).tolist() == VALUES.tolist()
 
 
-def test_data_past_the_memory(folder: Path, kept: str) -> None:
+def test_data_past_the_memory(folder: Path, kept: None) -> None:
     (folder / "w.bin").touch()
     os.truncate(folder / "w.bin", 2**42)  # a hole: the disk holds nothing of it
     made = outside(length=2**42)
@@ -364,7 +362,7 @@ def test_data_past_the_memory(folder: Path, kept: str) -> None:
 # --- what is read
 
 
-def test_several_tensors_and_files(folder: Path, kept: str) -> None:
+def test_several_tensors_and_files(folder: Path, kept: None) -> None:
     one, other = np.arange(6, dtype=np.int64).reshape(2, 3), np.linspace(0, 1, 5, dtype=np.float16)
     (folder / "data" / "deep").mkdir(parents=True)
     (folder / "w.bin").write_bytes(one.tobytes() + b"gap" + VALUES.tobytes())
@@ -388,7 +386,7 @@ def test_several_tensors_and_files(folder: Path, kept: str) -> None:
     assert value(model, "one").dtype == np.int64
 
 
-def test_what_onnx_ir_saves_is_read(folder: Path, kept: str) -> None:
+def test_what_onnx_ir_saves_is_read(folder: Path, kept: None) -> None:
     model = ir.from_proto(make([ADD], TensorProto(name="w", data_type=FLOAT, dims=[2], raw_data=VALUES.tobytes())))
     ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
     assert (folder / "model.onnx.data").exists()
@@ -400,79 +398,3 @@ def test_the_model_itself_may_be_a_link(folder: Path) -> None:
     (folder / "blob").write_bytes(make([ADD], outside()).SerializeToString())
     (folder / "model.onnx").symlink_to("blob")
     assert value(read_onnx(folder / "model.onnx")).tolist() == VALUES.tolist()
-
-
-# --- weights that stay on disk
-
-
-@pytest.fixture
-def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "ON_DISK", 0)
-
-
-@pytest.mark.usefixtures("on_disk")
-def test_a_weight_is_read_when_it_is_asked_for(folder: Path) -> None:
-    (folder / "w.bin").write_bytes(VALUES.tobytes())
-    with Watch(folder / "w.bin") as watch:
-        model = read(make([ADD], outside()), folder)
-        copy = model.clone()
-        assert not watch.was_read()
-        assert value(copy).tolist() == VALUES.tolist()
-        assert watch.was_read()
-
-
-@pytest.mark.usefixtures("on_disk")
-def test_another_file_of_its_name_is_not_read(folder: Path, canary: Path) -> None:
-    (folder / "w.bin").write_bytes(VALUES.tobytes())
-    model = read(make([ADD], outside()), folder)
-    (folder / "w.bin").unlink()
-    (folder / "w.bin").symlink_to("../secret.bin")
-    assert value(model).tolist() == VALUES.tolist()
-
-
-@pytest.mark.usefixtures("on_disk")
-def test_a_file_cut_off_later(folder: Path) -> None:
-    (folder / "w.bin").write_bytes(VALUES.tobytes())
-    model = read(make([ADD], outside()), folder)
-    os.truncate(folder / "w.bin", 5)
-    with pytest.raises(InputError, match=r"the data file 'w\.bin' changed while it was read\. Try again"):
-        value(model)
-
-
-@pytest.mark.usefixtures("on_disk")
-def test_what_stays_on_disk_is_saved(folder: Path, tmp_path: Path) -> None:
-    (folder / "w.bin").write_bytes(VALUES.tobytes())
-    model = read(make([ADD], outside()), folder)
-    ir.save(model, tmp_path / "copy.onnx", external_data="copy.data", size_threshold_bytes=0)
-    assert (tmp_path / "copy.data").read_bytes()[: VALUES.nbytes] == VALUES.tobytes()
-    assert value(read_onnx(tmp_path / "copy.onnx")).tolist() == VALUES.tolist()
-
-
-@pytest.mark.usefixtures("on_disk")
-def test_packed_types_and_many_files_are_read_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "FILES", 1)
-    made = [outside("a.bin"), outside("b.bin", "second"), outside("a.bin", "packed", length=1)]
-    made[2].data_type = TensorProto.INT4
-    (folder / "a.bin").write_bytes(VALUES.tobytes())
-    (folder / "b.bin").write_bytes(VALUES.tobytes())
-    model = read(make([ADD], *made), folder)
-    kept = {name: type(each.const_value) for name, each in model.graph.initializers.items()}
-    assert [kept[name] is ir.LazyTensor for name in ("w", "second", "packed")] == [True, False, False]
-    assert value(model, "second").tolist() == VALUES.tolist()
-    assert value(model, "packed").shape == (2,)
-
-
-def handles() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-def test_handles_go_with_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "ON_DISK", 0)
-    (folder / "w.bin").write_bytes(VALUES.tobytes())
-    gc.collect()
-    before = handles()
-    model = read(make([ADD], outside()), folder)
-    assert handles() == before + 1
-    del model
-    gc.collect()
-    assert handles() == before

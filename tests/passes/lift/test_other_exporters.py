@@ -1,6 +1,6 @@
 """Graphs as other exporters spell them (tf2onnx, keras2onnx, by hand): one self-attention with a residual and a norm.
 
-Each is lifted from its own opset and must compute on what it computed before.
+Each is lifted from its own opset: its attention is found, and it computes on what it computed before.
 """
 
 from __future__ import annotations
@@ -207,6 +207,8 @@ def test_another_spelling_is_lifted_and_computes_the_same(name: str, compare: Co
     feeds = [case for flag in flags for case in cases(**flag)]
     lifted = lift(model)
     assert lifted.model.opset_imports[""] == 23
+    statuses = [site.status for site in lifted.log.sites if site.kind == "attention"]
+    assert statuses == ["lifted"] * (2 if "branch" in name else 1), lifted.log.sites
     reference = model
     if name == "function-of-another-opset":  # ONNX Runtime reads functions by the model's opset
         reference = SPELLINGS["function-15"]()
