@@ -1,4 +1,4 @@
-"""A tiny encoder for the tests of the export: two layers, 16 wide, attention with a mask, an embedding by that name."""
+"""What the tests of the export share: a tiny encoder, two layers, 16 wide, and where weights of a file are kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from graphwright.export import weights
 from graphwright.spec import ModelSpec
 
 WIDTH, HEADS, WORDS = 16, 2, 50
@@ -63,3 +64,9 @@ def make_spec() -> MakeSpec:
         return ModelSpec(**{"module": module, "inputs": inputs, "dynamic": dynamic, "name": "tiny", **changed})
 
     return make
+
+
+@pytest.fixture(params=["in memory", "on disk"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tensors in files beside the model are kept; those of the tests are small."""
+    monkeypatch.setattr(weights, "ON_DISK", 0 if request.param == "on disk" else 1 << 20)

@@ -18,7 +18,6 @@ import pytest
 from onnx import AttributeProto, FunctionProto, ModelProto, NodeProto, TensorProto, helper
 
 from graphwright.errors import InputError, ResourceError
-from graphwright.export import weights
 from graphwright.export.onnx_file import read_onnx
 
 FLOAT = TensorProto.FLOAT
@@ -241,12 +240,6 @@ def test_the_reason_and_the_way_out(folder: Path, canary: Path, kind: str, match
     lay_traps(folder, kind)
     with pytest.raises(InputError, match=match):
         read(make([ADD], outside(LOCATIONS[kind])), folder)
-
-
-@pytest.fixture(params=["in memory", "on disk"])
-def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tensors in files beside the model are kept; those of the tests are small."""
-    monkeypatch.setattr(weights, "ON_DISK", 0 if request.param == "on disk" else 1 << 20)
 
 
 @pytest.mark.parametrize("place", ["initializer", "attribute", "attribute list", "subgraph", "function"])
