@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from .enclose import between, enclose, is_closed
-from .values import constant, consumers, producer, rank
+from .values import consumers, is_constant, producer, rank
 
 STEPS = 48  # nodes around a softmax among which its products are sought
 BORDERS = frozenset({"Shape", "TopK", "LayerNormalization", "RMSNormalization"})
@@ -58,4 +58,4 @@ def _walk(softmax: ir.Node, neighbours: Callable[[ir.Node], Iterator[ir.Node]]) 
 
 def is_product(node: ir.Node) -> bool:
     """Whether a MatMul is of two computed tensors, and no linear layer."""
-    return all(value is not None and not (constant(value) is not None and rank(value) == 2) for value in node.inputs)
+    return all(value is not None and not (is_constant(value) and rank(value) == 2) for value in node.inputs)

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import (
     LiftSubgraphInitializersToMainGraphPass,
     NameFixPass,
     RemoveUnusedNodesPass,
+    ShapeInferencePass,
 )
 from onnxscript import rewriter
 from onnxscript.optimizer import _constant_folding as folding
@@ -54,7 +55,21 @@ class Fold(ir.passes.InPlacePass):
             NameFixPass(),
         ):
             step(model)
+        if _bodies_lack_types(model):
+            ShapeInferencePass()(model)  # onnxscript's own does not look into bodies
         return ir.passes.PassResult(model, True)
+
+
+def _bodies_lack_types(model: ir.Model) -> bool:
+    """Whether there is something to infer in the body of an If, Loop or Scan, all of it tensors.
+
+    Of sequences and optionals onnx_ir's pass makes tensors.
+    """
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    if any(isinstance(value.type, ir.SequenceType | ir.OptionalType) for value in values):
+        return False
+    bodies = (node for node in model.graph.all_nodes() if node.graph is not model.graph)
+    return any(value.type is None and "Sequence" not in node.op_type for node in bodies for value in node.outputs)
 
 
 def _split_weights(model: ir.Model) -> None:

@@ -71,8 +71,11 @@ def axes_of(node: ir.Node) -> tuple[int, ...] | None:
     dims = rank(node.inputs[0])
     operand = node.inputs[1] if len(node.inputs) > 1 else None
     array = constant(operand)
-    if dims is None or (operand is not None and array is None):
+    if operand is not None and array is None:
         return None
+    if dims is None:  # axes counted from the last one need no rank
+        counted = array is not None and array.size > 0 and bool((array < 0).all())
+        return tuple(sorted(int(axis) for axis in array.reshape(-1))) if array is not None and counted else None
     if array is None or array.size == 0:  # all, unless it is told to do nothing then
         return None if node.attributes.get_int("noop_with_empty_axes", 0) else tuple(range(-dims, 0))
     return tuple(sorted(int(axis) % dims - dims for axis in array.reshape(-1)))

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ..base import MisfitError, UnsayableError
 from .frames import Dim, Frame
 from .masks import LOW, VIEWS, uniform
-from .values import constant, dim, dims, producer, rank, scalar, split_scalar
+from .values import constant, dim, dims, is_constant, producer, rank, scalar, split_scalar
 
 DEPTH = 32  # ops between softmax and the product; spellings of today have up to a dozen
 SIDES = 4  # candidates that are followed where sides of sums both lead to products
@@ -211,7 +211,7 @@ def _product(node: ir.Node) -> Scores:
     if None in ranks or min(r or 0 for r in ranks) < 2:
         raise MisfitError(f"the ranks of Q and K are {ranks[0]} and {ranks[1]}")
     for operand in (left, right):
-        if constant(operand) is not None and rank(operand) == 2:
+        if is_constant(operand) and rank(operand) == 2:
             raise MisfitError("the product is that of a linear layer: one side is a constant matrix")
     made = dims(node.outputs[0])
     lead = _broadcast(dims(left) or [], dims(right) or [])
