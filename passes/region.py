@@ -313,21 +313,23 @@ class Rows:
         return left_out.reshape(*old.shape[:-1], 1)
 
 
-def evaluate(value: ir.Value, sizes: Iterable[Mapping[str, int]], functions: Functions) -> Iterator[np.ndarray]:
-    """A value that follows from sizes alone, with the dims bound to each of `sizes`; none where it cannot be run.
+def evaluate(
+    value: ir.Value, sizes: Iterable[tuple[int, Mapping[str, int]]], functions: Functions
+) -> Iterator[np.ndarray | None]:
+    """A value that follows from sizes alone at each of `sizes`: that of all other dims, and those of named ones.
 
-    Dims that are not in `sizes` are 3.
+    None where it cannot be run at these: a table of positions ends somewhere. Nothing where it cannot be run at all.
     """
     try:
         region = Region(value, value, [])
-        others = dict.fromkeys(region.names(), 3)
+        names = region.names()
         session = region.open(functions)
     except UnprovableError:
         return
     random = np.random.default_rng(0)
     with session:
-        for bound in sizes:
+        for others, bound in sizes:
             try:
-                yield session.run(region.feeds({**others, **bound}, random))["old"]
-            except GraphwrightError:  # a table of positions ends somewhere
-                return
+                yield session.run(region.feeds({**dict.fromkeys(names, others), **bound}, random))["old"]
+            except GraphwrightError:
+                yield None
