@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ..region import LOWEST, Functions, evaluate
+from ..region import LOWEST, Functions, evaluate, names_in, size_of
 from .values import constant, dims
 
 SMALL = (1, 2, 5, 17)
@@ -40,7 +40,8 @@ def says(mask: ir.Value, functions: Functions) -> Says:
     if own is None or len(own) < 2 or None in own[-2:]:
         return ""
     needed, tables = _lengths(mask)
-    names = sorted({name for size in own[-2:] if isinstance(size, str) for name in ir.SymbolicDim(size).free_symbols()})
+    last = [size if isinstance(size, int) else ir.SymbolicDim(size) for size in own[-2:]]
+    names = sorted({name for size in last if not isinstance(size, int) for name in names_in(size)})
     lengths = sorted({*SMALL, *needed, *(table + 1 for table in tables)} if names else {1})
     equal = [(3, dict.fromkeys(names, length)) for length in lengths if length <= LARGEST]
     # and where the other dims have other sizes, or where queries and keys do
@@ -49,7 +50,7 @@ def says(mask: ir.Value, functions: Functions) -> Says:
     left: set[Says] = {"all"} if 1 in own[-2:] else {"all", "causal"}  # what is broadcast is not causal
     ran: set[int] = set()
     for (_, bound), array in zip([*equal, *others], evaluate(mask, [*equal, *others], functions), strict=False):
-        if array is None or list(array.shape[-2:]) != [ir.SymbolicDim(str(size)).evaluate(bound) for size in own[-2:]]:
+        if array is None or list(array.shape[-2:]) != [size_of(size, bound) for size in last]:
             continue  # no legal size
         left &= _read(array)
         ran |= set(bound.values()) or needed
