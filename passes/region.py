@@ -195,9 +195,7 @@ class Region:
             opset_imports={"": 23, **{node.domain: 1 for node in nodes if node.domain}},
             name="region",
         )
-        called = [
-            functions[key].clone() for key in dict.fromkeys(map(ir.Node.op_identifier, nodes)) if key in functions
-        ]
+        called = [function.clone() for function in _called(nodes, functions)]
         data: bytes = ir.to_proto(ir.Model(graph, ir_version=10, functions=called)).SerializeToString()
         return data
 
@@ -208,6 +206,18 @@ def _names_of_inputs(value: ir.Value) -> set[str]:
     inputs = node.graph.inputs if node is not None and isinstance(node.graph, ir.Graph) else ()
     dims = [dim for operand in inputs for dim in operand.shape or () if not isinstance(dim, int)]
     return {name for dim in dims if dim.value is not None for name in names_in(dim)}
+
+
+def _called(nodes: Iterable[ir.Node], functions: Functions) -> list[ir.Function]:
+    """Those of `functions` that the nodes call, or that these call."""
+    found: dict[ir.OperatorIdentifier, ir.Function] = {}
+    ahead = list(nodes)
+    while ahead:
+        key = ahead.pop().op_identifier()
+        if key in functions and key not in found:
+            found[key] = functions[key]
+            ahead += functions[key]
+    return list(found.values())
 
 
 def _settle(value: ir.Value, known: dict[ir.Value, bool], told: Callable[[ir.Value, list[bool]], bool]) -> bool:

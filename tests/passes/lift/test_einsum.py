@@ -162,7 +162,9 @@ UNKNOWN = {
 def test_other_equations_are_left_alone(name: str) -> None:
     graph = ir.from_onnx_text(f"""
         <ir_version: 10, opset_import: ["": 23]>
-        other (float[8, 8] a, float[8, 8] b) => (float y) <int64[1] one = {{0}}> {{ {UNKNOWN[name]} y = Identity(e) }}""")
+        other (float[8, 8] a, float[8, 8] b) => (float y) <int64[1] one = {{0}}> {{
+            {UNKNOWN[name]} y = Identity(e)
+        }}""")
     for node in graph.graph:
         node.outputs[0].shape = ir.Shape([1, 8, 8]) if node.op_type == "Unsqueeze" else node.outputs[0].shape
     before = [node.op_type for node in graph.graph]
