@@ -10,6 +10,7 @@ import pytest
 
 from graphwright.passes import lift, lowered_to
 from graphwright.passes.lift import linear_attention
+from graphwright.passes.lift.enclose import enclose
 from graphwright.passes.lift.functions import inline
 
 Arrays = dict[str, np.ndarray]
@@ -128,7 +129,6 @@ def test_a_product_that_is_read_elsewhere_is_a_miss(name: str) -> None:
 
 def test_a_broken_check_is_caught_by_the_proof(monkeypatch: pytest.MonkeyPatch, compare: Compare) -> None:
     graph = model(f"{KT} c = MatMul(kt, v) d = Mul(c, half) y = MatMul(q, d)")
-    enclose = linear_attention.enclose
 
     def wrong(model: ir.Model, name: str, nodes: list[ir.Node], core: ir.Node) -> ir.Node:
         call = enclose(model, name, nodes, core)
