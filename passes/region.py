@@ -6,7 +6,7 @@ Translation validation runs it (prover.py), and masks are read by it. Half preci
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,10 +20,11 @@ LOWEST = -1e4  # added to a score, this or less leaves no weight
 LARGEST = 400  # nodes in a region; a site is a few dozen
 
 # How far the dims that a graph tells are believed, one after the other until a region can be run: as they are; only
-# those said in the names of the inputs' dims, since inference makes up different names for equal sizes; and with one
-# size for all unknown dims of one axis, which fits most sites of files that tell no shapes.
-Trust = Literal["all", "inputs", "guess"]
-TRUST: tuple[Trust, ...] = ("all", "inputs", "guess")
+# those said in the names of the inputs' dims, since inference makes up different names for equal sizes; with one size
+# for all unknown dims of one axis, and with one for all but the first, which fits most sites of files that tell no
+# shapes.
+Trust = Literal["all", "inputs", "axes", "lengths"]
+TRUST: tuple[Trust, ...] = ("all", "inputs", "axes", "lengths")
 
 Functions = Mapping[ir.OperatorIdentifier, ir.Function]
 
@@ -47,7 +48,7 @@ class Region:
         trust: Trust = "all",
         kept: Iterable[ir.Value] = (),
     ) -> None:
-        self.guess = trust == "guess"
+        self.trust = trust
         self.names_of_inputs = _names_of_inputs(old) if trust == "inputs" else None
         self.rows = rows
         self.results = {"old": old, "new": new}
@@ -63,7 +64,7 @@ class Region:
             self._collect(value, found)
         self.nodes = list(found)
 
-    def _collect(self, value: ir.Value, found: dict[ir.Node, None]) -> None:
+    def _collect(self, value: ir.Value, found: dict[ir.Node, None], depth: int = 0) -> None:
         """Producers of `value` down to the leaves, each after its own producers."""
         node = value.producer()
         if value in self.leaves or (node is not None and node in found):
@@ -72,62 +73,57 @@ class Region:
             self.constants[value] = None
             return
         is_data = value.dtype in (*_FLOATS, *_HALVES, ir.DataType.BOOL)
-        free = is_data and self._is_known(value) and not self._reaches_leaf(value, set())
+        free = is_data and self._is_known(value) and not self._reaches_leaf(value)
         if node is None or (free and not self._follows_from_sizes(value)):
             # an input of the graph, or data that the site only reads: any values will do, the same for both
             self.leaves[value] = None
             return
         source = node.inputs[0] if node.op_type == "Shape" else None
-        if source is not None and source.producer() not in found and not self._reaches_leaf(source, set()):
+        if source is not None and source.producer() not in found and not self._reaches_leaf(source):
             self.leaves[source] = None
-        if len(found) > LARGEST:
+        if len(found) + depth > LARGEST:
             raise UnprovableError(f"its region has more than {LARGEST} nodes")
         for operand in node.inputs:
             if operand is not None:
-                self._collect(operand, found)
+                self._collect(operand, found, depth + 1)
         found[node] = None
 
-    def _reaches_leaf(self, value: ir.Value, seen: set[ir.Value]) -> bool:
+    def _reaches_leaf(self, value: ir.Value) -> bool:
         """Whether `value` is computed from a leaf."""
-        if value in self._reaches:
-            return self._reaches[value]
-        node = value.producer()
-        if node is None or node.op_type == "Shape" or value in seen:
-            return False
-        seen.add(value)
-        reaches = any(self._reaches_leaf(operand, seen) for operand in node.inputs if operand is not None)
-        self._reaches[value] = reaches
-        return reaches
+        return _settle(value, self._reaches, lambda _, operands: any(operands))
 
     def _follows_from_sizes(self, value: ir.Value) -> bool:
         """Whether `value` is computed from constants and sizes alone: a causal mask is what it is, and not drawn."""
-        if value not in self._sized:
-            node = value.producer()
-            operands = [operand for operand in node.inputs if operand is not None] if node is not None else []
-            self._sized[value] = value.const_value is not None or (
-                node is not None and (node.op_type in ("Shape", "Size") or all(map(self._follows_from_sizes, operands)))
-            )
-        return self._sized[value]
+
+        def follows(value: ir.Value, operands: list[bool]) -> bool:
+            return value.const_value is not None or (value.producer() is not None and all(operands))
+
+        return _settle(value, self._sized, follows)
 
     def _is_known(self, value: ir.Value) -> bool:
-        if value.shape is None or self.guess:
+        if value.shape is None or self.trust in ("axes", "lengths"):
             return value.shape is not None
         return all(isinstance(d, int) or (d.value is not None and self._is_trusted(d)) for d in value.shape)
 
     def _is_trusted(self, dim: ir.SymbolicDim) -> bool:
-        return self.names_of_inputs is None or self.names_of_inputs.issuperset(_names(dim))
+        return self.names_of_inputs is None or self.names_of_inputs.issuperset(names_in(dim))
 
     def dims(self, leaf: ir.Value) -> list[int | ir.SymbolicDim]:
-        """The dims of a leaf; with `guess` an unknown one bears the name of its axis. Raises UnprovableError."""
+        """The dims of a leaf; an unknown one that is guessed bears the name of its axis. Raises UnprovableError."""
         if leaf.shape is None or not self._is_known(leaf):
             raise UnprovableError(f"the shape of {leaf.name!r} is not known: {leaf.shape}")
-        named = enumerate(leaf.shape)
-        return [d if isinstance(d, int) or d.value is not None else ir.SymbolicDim(f"axis{axis}") for axis, d in named]
+        return [
+            d if isinstance(d, int) or d.value is not None else ir.SymbolicDim(f"axis{self._guess(axis)}")
+            for axis, d in enumerate(leaf.shape)
+        ]
+
+    def _guess(self, axis: int) -> int:
+        return axis if self.trust == "axes" else min(axis, 1)
 
     def feeds(self, bound: Mapping[str, int], random: np.random.Generator) -> dict[str, np.ndarray]:
         """Random values of the leaves, their dims bound to sizes."""
         return {
-            f"leaf{index}": _draw(leaf, [_size(dim, bound) for dim in self.dims(leaf)], random)
+            f"leaf{index}": _draw(leaf, [size_of(dim, bound) for dim in self.dims(leaf)], random)
             for index, leaf in enumerate(self.leaves)
         }
 
@@ -136,7 +132,7 @@ class Region:
         dims = [dim for leaf in self.leaves for dim in self.dims(leaf)]
         for factor in (1, 16, 256, 4096):
             larger = {name: size * factor for name, size in bound.items()}
-            if all(_size(dim, larger) > 0 for dim in dims):
+            if all(size_of(dim, larger) > 0 for dim in dims):
                 return larger
         raise UnprovableError("its dims have no size at any small size of the inputs")
 
@@ -154,7 +150,7 @@ class Region:
     def names(self) -> list[str]:
         """The free names in the leaves' dims."""
         dims = [dim for leaf in self.leaves for dim in self.dims(leaf) if not isinstance(dim, int)]
-        return sorted({name for dim in dims for name in _names(dim)})
+        return sorted({name for dim in dims for name in names_in(dim)})
 
     def digest(self) -> str:
         """SHA-256 of the structure: ops, attributes, wiring, constants, and what is known of the leaves."""
@@ -200,9 +196,7 @@ class Region:
             opset_imports={"": max(opsets, default=23), **{node.domain: 1 for node in nodes if node.domain}},
             name="region",
         )
-        called = [
-            functions[key].clone() for key in dict.fromkeys(map(ir.Node.op_identifier, nodes)) if key in functions
-        ]
+        called = [function.clone() for function in _called(nodes, functions)]
         data: bytes = ir.to_proto(ir.Model(graph, ir_version=10, functions=called)).SerializeToString()
         return data
 
@@ -212,7 +206,34 @@ def _names_of_inputs(value: ir.Value) -> set[str]:
     node = value.producer()
     inputs = node.graph.inputs if node is not None and isinstance(node.graph, ir.Graph) else ()
     dims = [dim for operand in inputs for dim in operand.shape or () if not isinstance(dim, int)]
-    return {name for dim in dims if dim.value is not None for name in _names(dim)}
+    return {name for dim in dims if dim.value is not None for name in names_in(dim)}
+
+
+def _called(nodes: Iterable[ir.Node], functions: Functions) -> list[ir.Function]:
+    """Those of `functions` that the nodes call, or that these call."""
+    found: dict[ir.OperatorIdentifier, ir.Function] = {}
+    ahead = list(nodes)
+    while ahead:
+        key = ahead.pop().op_identifier()
+        if key in functions and key not in found:
+            found[key] = functions[key]
+            ahead += functions[key]
+    return list(found.values())
+
+
+def _settle(value: ir.Value, known: dict[ir.Value, bool], told: Callable[[ir.Value, list[bool]], bool]) -> bool:
+    """What is `told` of a value from the same about its operands, but for sizes; of each value once, however deep."""
+    ahead = [value]
+    while ahead:
+        node = ahead[-1].producer()
+        reads = node is not None and node.op_type not in ("Shape", "Size")
+        operands = [v for v in node.inputs if v is not None] if node is not None and reads else []
+        if ahead[-1] in known or all(operand in known for operand in operands):
+            last = ahead.pop()
+            known[last] = known[last] if last in known else told(last, [known[operand] for operand in operands])
+        else:
+            ahead += [operand for operand in operands if operand not in known]
+    return known[value]
 
 
 def _copy(node: ir.Node, values: dict[ir.Value, ir.Value], index: int) -> ir.Node:
@@ -264,17 +285,19 @@ def _text(attribute: ir.Attr) -> str:
     return repr(attribute.value)
 
 
-def _names(dim: ir.SymbolicDim) -> Iterable[str]:
+def names_in(dim: ir.SymbolicDim) -> Iterable[str]:
+    """The free names in a dim."""
     try:
         return dim.free_symbols()
-    except ValueError as error:
-        raise UnprovableError(f"the dim {dim.value!r} is no expression: {error}") from error
+    except ValueError:  # no expression: a name that another tool gave
+        return [str(dim.value)]
 
 
-def _size(dim: int | ir.SymbolicDim, bound: Mapping[str, int]) -> int:
+def size_of(dim: int | ir.SymbolicDim, bound: Mapping[str, int]) -> int:
+    """The size of a dim with its names bound. Raises UnprovableError where one is missing."""
     if isinstance(dim, int):
         return dim
-    size = dim.evaluate(bound)
+    size = bound.get(str(dim.value)) or dim.evaluate(bound)
     if not isinstance(size, int):
         raise UnprovableError(f"the dim {dim.value!r} cannot be worked out")
     return size
@@ -314,21 +337,23 @@ class Rows:
         return left_out.reshape(*old.shape[:-1], 1)
 
 
-def evaluate(value: ir.Value, sizes: Iterable[Mapping[str, int]], functions: Functions) -> Iterator[np.ndarray]:
-    """A value that follows from sizes alone, with the dims bound to each of `sizes`; none where it cannot be run.
+def evaluate(
+    value: ir.Value, sizes: Iterable[tuple[int, Mapping[str, int]]], functions: Functions
+) -> Iterator[np.ndarray | None]:
+    """A value that follows from sizes alone at each of `sizes`: that of all other dims, and those of named ones.
 
-    Dims that are not in `sizes` are 3.
+    None where it cannot be run at these: a table of positions ends somewhere. Nothing where it cannot be run at all.
     """
     try:
         region = Region(value, value, [])
-        others = dict.fromkeys(region.names(), 3)
+        names = region.names()
         session = region.open(functions)
     except UnprovableError:
         return
     random = np.random.default_rng(0)
     with session:
-        for bound in sizes:
+        for others, bound in sizes:
             try:
-                yield session.run(region.feeds({**others, **bound}, random))["old"]
-            except GraphwrightError:  # a table of positions ends somewhere
-                return
+                yield session.run(region.feeds({**dict.fromkeys(names, others), **bound}, random))["old"]
+            except GraphwrightError:
+                yield None

@@ -69,6 +69,7 @@ class LiftAttention(ProvedPass):
         modified = False
         self._sized: dict[ir.Value, Says] = {}
         self.functions = model.functions
+        RemoveUnusedNodesPass()(model)  # what the rules before left without a reader would count as one
         for node in list(model.graph.all_nodes()):
             if node.domain == "" and node.op_type == "Attention":
                 modified |= self._normalise(node)
@@ -184,7 +185,8 @@ def _fit(softmax: ir.Node, scores: Scores, axis: int) -> Pattern:
             raise MisfitError(f"the scores behind {node.op_type} are read more than once")
     for factor in (*scores.shifts, *scores.factors):
         if not same_for(keys, factor.value, factor.frame):
-            raise MisfitError(f"the scores meet {factor.value.shape}, which is not the same for all keys")
+            text = f"the scores meet {factor.value.shape}, which is not the same for all keys"
+            raise UnsayableError(text, "CustomAttention")
     return Pattern(softmax, scores, weights, keys)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import onnx_ir as ir
 
 from .enclose import between, enclose, is_closed
-from .values import consumers, is_constant, producer, rank
+from .values import consumers, is_constant, rank
 
 STEPS = 48  # nodes around a softmax among which its products are sought
 BORDERS = frozenset({"Shape", "TopK", "LayerNormalization", "RMSNormalization"})
@@ -38,16 +38,16 @@ def enclose_attention(model: ir.Model, softmax: ir.Node, name: str) -> tuple[ir.
 def products_around(softmax: ir.Node) -> tuple[list[ir.Node], ir.Node] | None:
     """The products that scores come from, and that which the weights go to; None if it is no attention."""
     ends = _walk(softmax, lambda node: (reader for value in node.outputs for reader in consumers(value)))
-    starts = _walk(softmax, lambda node: (maker for value in node.inputs if (maker := producer(value)) is not None))
+    starts = _walk(softmax, lambda node: (v.producer() for v in node.inputs if v is not None))
     return (starts, ends[0]) if ends and starts else None
 
 
-def _walk(softmax: ir.Node, neighbours: Callable[[ir.Node], Iterator[ir.Node]]) -> list[ir.Node]:
+def _walk(softmax: ir.Node, neighbours: Callable[[ir.Node], Iterator[ir.Node | None]]) -> list[ir.Node]:
     """The nearest products of computed tensors in one direction."""
     ahead, seen, found = [softmax], {softmax}, list[ir.Node]()
     while ahead and len(seen) < STEPS:
         for node in neighbours(ahead.pop(0)):
-            if node not in seen and node.op_type not in BORDERS:
+            if node is not None and node not in seen and node.op_type not in BORDERS:
                 seen.add(node)
                 if node.op_type == "MatMul":
                     found += [node] if is_product(node) else []

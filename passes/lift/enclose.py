@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import onnx_ir as ir
 
+from ...spec import SITE
 from ..sites import inherit
-from .functions import CORE, DOMAIN, declare
+from .functions import CORE, DOMAIN, INNER, VERSION, declare
 from .values import constant, consumers
 
 SMALL = 16  # elements of a constant that goes into the body; a larger one is an input
 
 
 def between(starts: Iterable[ir.Node], end: ir.Node, limit: int = 256) -> list[ir.Node] | None:
-    """Nodes on the ways from `starts` to `end`, both included, in the graph's order; None if there are too many."""
-    reached = set(starts)
-    ahead, back = [end], {end}
-    while ahead:  # everything that `end` is made of, down to the starts
-        node = ahead.pop()
-        for maker in [] if node in reached else [v.producer() for v in node.inputs if v is not None]:
-            if maker is not None and maker not in back and maker.graph is end.graph:
-                back.add(maker)
-                ahead.append(maker)
-        if len(back) > 16 * limit:
+    """Nodes on the ways from `starts` to `end`, both included, each after its own producers; None if too many.
+
+    Where the region is closed these are all that its starts lead to, so the walk goes ahead, and not back to where the
+    graph begins.
+    """
+    inside = dict.fromkeys(starts)
+    ahead = [node for node in inside if node is not end]
+    while ahead:
+        for reader in (reader for value in ahead.pop().outputs for reader in consumers(value)):
+            if reader not in inside and reader.graph is end.graph:
+                inside[reader] = None
+                ahead += [reader] if reader is not end else []
+        if len(inside) > limit:
             return None
-    assert end.graph is not None
-    inside, found = set(starts), []
-    for node in end.graph:
-        if node in inside or (node in back and any(v is not None and v.producer() in inside for v in node.inputs)):
-            inside.add(node)
-            found.append(node)
-        if node is end:
-            break
-    return found if len(found) <= limit else None
+    found = dict[ir.Node, None]()
+    _follow(end, inside, found)
+    return list(found)
+
+
+def _follow(node: ir.Node, inside: Container[ir.Node], found: dict[ir.Node, None]) -> None:
+    """What `node` is made of `inside`, and itself."""
+    for maker in (value.producer() for value in node.inputs if value is not None):
+        if maker is not None and maker in inside and maker not in found:
+            _follow(maker, inside, found)
+    found[node] = None
 
 
 def is_closed(nodes: Sequence[ir.Node]) -> bool:
-    """Whether nothing but the last node's result is read outside."""
+    """Whether nothing but the last node's result is read outside, and nothing has a body of its own."""
     inside = set(nodes)
+    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    if any(attribute.type in bodies for node in nodes for attribute in node.attributes.values()):
+        return False
     values = [value for node in nodes[:-1] for value in node.outputs]
     return all(not value.is_graph_output() and inside.issuperset(consumers(value)) for value in values)
 
@@ -95,16 +104,24 @@ def _build(name: str, inputs: list[ir.Value], nodes: Sequence[ir.Node], core: ir
             [None if value is None else values[value] for value in node.inputs],
             list(node.attributes.values()),
             num_outputs=len(node.outputs),
-            name=CORE if node is core else f"node{index}",
+            name=_name(node, index, core),
         )
         for place, (old, new) in enumerate(zip(node.outputs, copied.outputs, strict=True)):
             new.name = f"value{index}_{place}"
             values[old] = new
         made.append(copied)
+    opsets = {"": 23, **{node.domain: VERSION for node in made if node.domain}}
     graph = ir.Graph(
-        [values[value] for value in inputs], [values[nodes[-1].outputs[0]]], nodes=made, opset_imports={"": 23}
+        [values[value] for value in inputs], [values[nodes[-1].outputs[0]]], nodes=made, opset_imports=opsets
     )
     return ir.Function(DOMAIN, name, graph=graph, attributes=[])
+
+
+def _name(node: ir.Node, index: int, core: ir.Node) -> str:
+    """What a node is called in the body: a site of its own stays one."""
+    if node is core:
+        return CORE
+    return f"{INNER}{node.metadata_props[SITE]}" if SITE in node.metadata_props else f"node{index}"
 
 
 def _text(function: ir.Function) -> str:

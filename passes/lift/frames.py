@@ -118,4 +118,4 @@ def times(dims: tuple[Dim, ...]) -> int | str | None:
             total = total * ir.SymbolicDim(name)
         return str((total * number).simplify())
     except (ValueError, TypeError, SyntaxError):  # a file's own name for a dim need be no expression
-        return f"{number}*" + "*".join(sorted(names))
+        return "*".join([*([str(number)] if number != 1 else []), *sorted(names)])

@@ -25,14 +25,19 @@ class InferSymbols(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         TopologicalSortPass()(model)
         names = {d.value for value in model.graph.inputs for d in value.shape or () if not isinstance(d, int)}
-        values = {value.name: value for node in model.graph for value in node.outputs if value.name}
-        if all(_is_said(value, names) for value in values.values()):
+        values = [value for node in model.graph for value in node.outputs]
+        if all(_is_said(value, names) for value in values):
             return ir.passes.PassResult(model, False)
+        light = _without_weights(model)
+        named = {
+            value.name: old for old, value in zip(values, (v for n in light.graph for v in n.outputs), strict=True)
+        }
         modified = False
-        for info in _infer(model) or []:
-            value = values.get(info.name)
+        found, equal = _infer(ir.to_proto(light))
+        for info in found:
+            value = named.get(info.name)
             if value is not None and info.type.HasField("tensor_type") and info.type.tensor_type.HasField("shape"):
-                modified |= _write(value, info.type.tensor_type.shape, names)
+                modified |= _write(value, info.type.tensor_type.shape, names - equal)
         return ir.passes.PassResult(model, modified)
 
 
@@ -63,40 +68,48 @@ def _write(value: ir.Value, shape: onnx.TensorShapeProto, names: set[str | None]
     return True
 
 
-def _infer(model: ir.Model) -> list[onnx.ValueInfoProto] | None:
-    """What ONNX Runtime's tool finds; None where it cannot read the graph.
+def _infer(proto: onnx.ModelProto) -> tuple[list[onnx.ValueInfoProto], set[str]]:
+    """What ONNX Runtime's tool finds, nothing where it cannot read the graph; and names that it took for others.
 
-    Where dims of other names meet it stops at first; then it takes them for equal, as they are but for sizes of 1.
+    Where dims of other names meet it stops at first; then it takes them for equal, as they are but for sizes of 1. Of
+    names of the inputs that is not known: what is said in these says nothing.
     """
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-    proto, found = _without_weights(model), None
+    found, equal = list[onnx.ValueInfoProto](), set[str]()
     for merge in (False, True):
         # the entry point of the tool writes a file into the working folder where something is left unknown
         tool = SymbolicShapeInference(INFINITE, auto_merge=merge, guess_output_rank=False, verbose=0)
+        merged: dict[str, str | int] = {}
         try:
             tool._preprocess(proto)
             while tool.run_:
                 done = tool._infer_impl()
+                merged |= {name: other for name, other in tool.suggested_merge_.items() if name in tool.input_symbols_}
         except Exception as error:  # noqa: BLE001 - a graph whose shapes stay as they are is a legal one
             _log.info("ONNX Runtime's symbolic shape inference failed: %s: %s", type(error).__name__, error)
             continue
-        found = list(tool.out_mp_.graph.value_info)
+        if any(isinstance(other, int) for other in merged.values()):
+            continue  # a name that was taken for a number is found no more
+        found, equal = list(tool.out_mp_.graph.value_info), {str(name) for name in (*merged, *merged.values())}
         if done:
             break
-    return found
+    return found, equal
 
 
-def _without_weights(model: ir.Model) -> onnx.ModelProto:
-    """The graph as protobuf, its large weights turned into inputs of their shape."""
+def _without_weights(model: ir.Model) -> ir.Model:
+    """A copy with a name for each value, its large weights turned into inputs of their shape."""
     light = model.clone()
     NameFixPass()(light)
-    for name, value in list(light.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and tensor.size > SMALL:
-            del light.graph.initializers[name]
-            value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-            if value not in light.graph.inputs:
-                light.graph.inputs.append(value)
-    return ir.to_proto(light)
+    for graph in (light.graph, *light.graph.subgraphs()):
+        for name, value in list(graph.initializers.items()):
+            tensor = value.const_value
+            if tensor is not None and tensor.size > SMALL:
+                del graph.initializers[name]
+                value.const_value = None
+                value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+                if value not in light.graph.inputs:
+                    light.graph.inputs.append(value)
+    for index, value in enumerate(light.graph.inputs):  # those of two bodies may have had one name
+        value.name = f"input{index}"
+    return light

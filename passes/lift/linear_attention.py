@@ -1,11 +1,11 @@
 """Linear attention -> the function `LinearAttention` of domain `graphwright`.
 
-    Q (Kt V), with any feature maps on Q and K   ->   graphwright.LinearAttention(Q, Kt, V)
+    Q (Kt V), with any feature maps on Q and K   ->   graphwright.LinearAttention(Kt, V, Q)
 
-Legal cases: 1. the inner product is over the tokens: its left side is a Transpose, but for factors, casts and a
-softmax; 2. what stands between the two products keeps the result of the inner one, but for factors and views; 3. both
-are products of computed tensors of rank 3 or more; 4. nothing inside is read outside. Softmax as a feature map, over
-the features of Q or the tokens of K, is no attention by itself.
+Legal cases: 1. the inner product is over the tokens: its left side is a Transpose of the last axis, but for factors,
+casts and a softmax; 2. what stands between the two products keeps the result of the inner one, but for factors and
+views; 3. both are products of computed tensors of rank 3 or more; 4. nothing inside is read outside. Softmax as a
+feature map, over the features of Q or the tokens of K, is no attention by itself.
 
 Sources: linear attention, arXiv:2006.16236; efficient attention, arXiv:1812.01243.
 """
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ..prover import ProvedPass
 from .custom_attention import is_product
 from .enclose import between, enclose, is_closed
-from .values import producer, rank
+from .values import constant, producer, rank
 
 VIEWS = frozenset({"Transpose", "Reshape", "Mul", "Div", "Identity", "Cast", "Unsqueeze", "Squeeze", "Dropout"})
 MAPS = frozenset({"Mul", "Div", "Cast", "Identity", "Softmax"})
@@ -32,22 +32,31 @@ class LiftLinearAttention(ProvedPass):
             if node.domain != "" or node.op_type != "MatMul" or (inner := _inner(node)) is None:
                 continue
             nodes = between([inner], node)
-            if nodes is not None and is_closed(nodes):
-                call = enclose(model, "LinearAttention", nodes, inner)
-                modified |= self.replace("attention", node, call, "Q (Kt V)")
+            if nodes is None or not is_closed(nodes):
+                self.log.missed("attention", node, "Q (Kt V)", "the product of Kt and V is read elsewhere")
+                continue
+            call = enclose(model, "LinearAttention", nodes, inner)
+            modified |= self.replace("attention", node, call, "Q (Kt V)")
         return ir.passes.PassResult(model, modified)
 
 
 def _inner(end: ir.Node) -> ir.Node | None:
     """The product Kt V behind the right side of `end`."""
-    inner = producer(end.inputs[1])
-    while inner is not None and inner.op_type in VIEWS:
-        inner = producer(inner.inputs[0])
+    inner = _through(end.inputs[1], VIEWS)
     if inner is None or inner.op_type != "MatMul" or not is_product(end) or not is_product(inner):
         return None
     if min(rank(value) or 0 for value in (*end.inputs, *inner.inputs)) < 3:
         return None
-    keys = producer(inner.inputs[0])
-    while keys is not None and keys.op_type in MAPS:
-        keys = producer(keys.inputs[0])
-    return inner if keys is not None and keys.op_type == "Transpose" else None
+    keys = _through(inner.inputs[0], MAPS)
+    if keys is None or keys.op_type != "Transpose":
+        return None
+    perm = keys.attributes.get_ints("perm") or (0,)
+    return inner if perm[-1] != len(perm) - 1 else None  # else the tokens are not what is summed
+
+
+def _through(value: ir.Value | None, op_types: frozenset[str]) -> ir.Node | None:
+    """The node behind ops of `op_types`; of a product with a constant that behind the other side."""
+    node = producer(value)
+    while node is not None and node.op_type in op_types:
+        node = producer(node.inputs[1 if node.op_type == "Mul" and constant(node.inputs[0]) is not None else 0])
+    return node

@@ -21,6 +21,7 @@ from .masks import LOW, VIEWS, uniform
 from .values import constant, dim, dims, is_constant, producer, rank, scalar, split_scalar
 
 DEPTH = 32  # ops between softmax and the product; spellings of today have up to a dozen
+CUSTOM = "CustomAttention"  # the function for what has no other name
 SIDES = 4  # candidates that are followed where sides of sums both lead to products
 
 
@@ -67,7 +68,7 @@ class Scores:
         """These scores times a number."""
         masks = tuple(replace(mask, factor=mask.factor * factor) for mask in self.masks)
         if any(mask.kind != "added" for mask in masks) and not factor > 0:
-            raise MisfitError("the scores are multiplied by a number that is not positive after a mask was applied")
+            raise UnsayableError("the scores are multiplied by a number that is not positive behind a mask", CUSTOM)
         cap = self.cap * abs(factor)
         return self.behind(node, "scaled scores", scale=self.scale * factor, cap=cap, masks=masks)
 
@@ -90,7 +91,8 @@ class ScoreReader:
         """The products that `scores` may come from, the likeliest first. Raises MisfitError where there is none."""
         node = producer(scores)
         if scores is None or node is None:
-            raise MisfitError("the scores are no result of a standard op")
+            made = scores.producer() if scores is not None else None
+            raise MisfitError("the scores are no result of an op") if made is None else _between(made)
         if depth == 0:
             raise MisfitError(f"more than {DEPTH} ops stand between the product of Q and K and softmax")
         known = self._known.get(scores)
@@ -185,7 +187,7 @@ def _multiplied(inner: Scores, other: ir.Value, node: ir.Node) -> Scores:
         # masked scores become 0 here; the mask that is added behind makes them low
         return inner.behind(node, "multiplied mask")
     if inner.masks or inner.cap:
-        raise MisfitError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap")
+        raise UnsayableError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap", CUSTOM)
     factor = Factor(other, inner.frame, node.op_type == "Div")
     return inner.behind(node, "scaled by a tensor", factors=(*inner.factors, factor))
 
@@ -201,7 +203,7 @@ def _row_maximum(value: ir.Value) -> list[ir.Node]:
 
 
 def _between(node: ir.Node) -> MisfitError:
-    name = "SinkAttention" if node.op_type == "Concat" else "CustomAttention"
+    name = "SinkAttention" if node.op_type == "Concat" else CUSTOM
     return UnsayableError(f"{node.op_type} stands between the product of Q and K and softmax", name)
 
 
@@ -269,8 +271,8 @@ def is_float(dtype: ir.DataType | None) -> bool:
 
 
 def _capped(inner: Scores, node: ir.Node) -> Scores:
-    if inner.masks or inner.cap:
-        raise MisfitError("Tanh stands behind the mask or behind another Tanh")
+    if inner.masks or inner.cap or inner.shifts:  # which softmax would not see
+        raise UnsayableError("Tanh stands behind a mask, a shift or another Tanh", CUSTOM)
     return inner.behind(node, "soft-cap", cap=1.0)
 
 

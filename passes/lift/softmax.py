@@ -37,14 +37,13 @@ class UnifySoftmax(ProvedPass):
     def _of_quotient(self, quotient: ir.Node) -> bool:
         """Case 1."""
         exponentials, total = quotient.inputs
-        power, summed = producer(exponentials, "Exp"), producer(total, "ReduceSum")
+        power, summed = producer(exponentials, "Exp"), _kept_sum(total)
         if power is None or summed is None or summed.inputs[0] is not exponentials:
             return False
         x, axis = power.inputs[0], _axis(summed)
-        if x is None or axis is None or not summed.attributes.get_int("keepdims", 1):
+        if x is None or axis is None:
             return False
-        shifted = producer(x, "Sub")
-        if shifted is not None and shifted.inputs[0] is not None and _is_same_along(shifted.inputs[1], axis, rank(x)):
+        while (shifted := producer(x, "Sub")) is not None and _is_shift(shifted, axis):
             x = shifted.inputs[0]
         new = inherit(ir.node("Softmax", [x], {"axis": axis}), quotient)
         return self.replace("softmax", quotient, new, "exponentials over their sum", quiet=True)
@@ -74,12 +73,22 @@ def _axis(node: ir.Node) -> int | None:
     return int(axes.reshape(-1)[0]) if axes is not None and axes.size == 1 else None
 
 
-def _is_same_along(value: ir.Value | None, axis: int, count: int | None) -> bool:
-    own = dims(value)
-    if own is None or count is None:
+def _kept_sum(total: ir.Value | None) -> ir.Node | None:
+    """The ReduceSum whose axis is kept as a dim in `total`, by itself or by an Unsqueeze."""
+    back = producer(total, "Unsqueeze")
+    summed = producer(total if back is None else back.inputs[0], "ReduceSum")
+    if summed is None or summed.attributes.get_int("keepdims", 1) == (back is not None):
+        return None
+    return summed if back is None or _axis(back) == _axis(summed) else None
+
+
+def _is_shift(node: ir.Node, axis: int) -> bool:
+    """Whether what a Sub takes off is the same along an axis, and broadcast to what it is taken off."""
+    own, made = dims(node.inputs[1]), dims(node.outputs[0])
+    if own is None or made is None or dims(node.inputs[0]) != made:
         return False
-    padded = [1] * (count - len(own)) + own
-    return len(padded) == count and padded[axis] == 1
+    padded = [1] * (len(made) - len(own)) + own
+    return padded[axis] == 1
 
 
 def _same_last(one: ir.Value, other: ir.Value) -> bool:

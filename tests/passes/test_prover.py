@@ -126,16 +126,12 @@ def test_dims_may_be_expressions() -> None:
     assert Prover().prove(op("Neg", op("Neg", short)), op("Identity", short), [short]).equal
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [(None, "shape of 'x' is not known"), (["n", "__import__('os').abort()"], "is no expression")],
-)
-def test_what_cannot_be_proved_says_why(shape: list[int | str | None] | None, message: str) -> None:
-    x = value("x", shape or [])
-    x.shape = ir.Shape(shape) if shape else None
+def test_what_cannot_be_proved_says_why() -> None:
+    x = value("x", [])
+    x.shape = None
     proof = Prover().prove(op("Relu", x), op("Relu", x), [x])
     assert not proof.equal
-    assert message in proof.reason
+    assert "shape of 'x' is not known" in proof.reason
 
 
 def test_dims_that_the_file_does_not_tell_get_one_size_for_each_axis() -> None:
