@@ -10,9 +10,10 @@ import pytest
 
 from graphwright.passes.base import run
 from graphwright.passes.lift import softmax
+from graphwright.passes.lift.fold import Fold
+from graphwright.passes.lift.opset import ConvertOpset
 from graphwright.passes.lift.shapes import ResolveShapes
 from graphwright.passes.lift.softmax import UnifySoftmax
-from graphwright.passes.lift.tidy import ConvertOpset, Fold
 from graphwright.passes.prover import Prover
 
 Arrays = dict[str, np.ndarray]
