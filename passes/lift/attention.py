@@ -74,9 +74,8 @@ class LiftAttention(ProvedPass):
             if node.domain == "" and node.op_type == "Attention":
                 modified |= self._normalise(node)
             elif node.domain == "" and node.op_type == "Softmax":
-                while node.outputs[0].consumers() and self._lift(
-                    model, node
-                ):  # again for each product with a V of its own
+                # again for each product with a V of its own
+                while node.outputs[0].consumers() and self._lift(model, node):
                     modified = True
         RemoveUnusedNodesPass()(model)  # what was made for a rewrite that was not made after all
         return ir.passes.PassResult(model, modified)
@@ -131,14 +130,18 @@ class LiftAttention(ProvedPass):
         """The same with the smallest mask, and with K and V as they were before their heads were repeated."""
         small = None if mask is None else simplify(narrow(mask))
         few_keys, few_values = _fewer_heads(query, key, value)
-        if small is mask and few_keys is key:
+        said = self._says(small) if small is not None and shape_only(small) else ""
+        if small is mask and few_keys is key and not said:
             return False
         full = None if small is None else expand(small, node, query, few_keys)
-        new = inherit(ir.node("Attention", [query, few_keys, few_values, full], dict(node.attributes)), node)
+        inputs = [query, few_keys, few_values, None if said else full]
+        new = inherit(ir.node("Attention", inputs, dict(node.attributes)), node)
+        if said == "causal":
+            new.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
         new.outputs[0].shape, new.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
         assert node.graph is not None
         node.graph.insert_before(node, new)
-        leaves = [query, few_keys, few_values, *([] if small is None else [small])]
+        leaves = [query, few_keys, few_values, *([] if small is None or said else [small])]
         rows = None if full is None else Rows(full, new.outputs[0])
         if not self.swap("attention", node, new.outputs[0], new, "Attention", leaves, rows, quiet=True):
             return False

@@ -240,6 +240,17 @@ def test_a_mask_of_sizes_alone_is_told_for_what_it_is(name: str, compare: Compar
     compare(graph, lifted.model, cases(graph), RTOL, ATOL)
 
 
+@pytest.mark.parametrize("name", ["causal", "every key", "a window of three"])
+def test_a_ready_attention_needs_no_mask_for_what_sizes_say(name: str, compare: Compare) -> None:
+    mask, causal, kept = SIZED[name]
+    graph = model(SELF, f"{mask} y = Attention<scale = 0.5>(q, k, v, allowed)", "B, 2, S, 8")
+    lifted = lift(graph)
+    (node,) = [node for node in lifted.model.graph if node.op_type == "Attention"]
+    assert node.attributes.get_int("is_causal", 0) == causal
+    assert (len(node.inputs) > 3 and node.inputs[3] is not None) == kept
+    compare(graph, lifted.model, cases(graph), RTOL, ATOL)
+
+
 def test_weights_for_two_v_become_two_attentions(compare: Compare) -> None:
     graph = model(
         f"{QKV4}, float[B, 2, T, 8] u",
