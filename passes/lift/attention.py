@@ -35,7 +35,7 @@ from .custom_attention import enclose_attention, products_around
 from .frames import Group
 from .masks import expand, join, narrow, negate, simplify
 from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated
-from .scores import Factor, Mask, ScoreReader, Scores, unscaled
+from .scores import CUSTOM, Factor, Mask, ScoreReader, Scores, unscaled
 from .sized_masks import Says, says
 from .values import add_constant, consumers, dim, dims, insert, rank, shape_only
 from .weights import WeightReader, Weights, same_for
@@ -185,11 +185,10 @@ def _fit(softmax: ir.Node, scores: Scores, axis: int) -> Pattern:
     for node in scores.nodes:
         readers = [reader for reader in consumers(node.outputs[0]) if reader.op_type != "Shape"]
         if not inside.issuperset(readers) or node in side or node.outputs[0].is_graph_output():
-            raise MisfitError(f"the scores behind {node.op_type} are read more than once")
+            raise UnsayableError(f"the scores behind {node.op_type} are read more than once", CUSTOM)
     for factor in (*scores.shifts, *scores.factors):
         if not same_for(keys, factor.value, factor.frame):
-            text = f"the scores meet {factor.value.shape}, which is not the same for all keys"
-            raise UnsayableError(text, "CustomAttention")
+            raise UnsayableError(f"the scores meet {factor.value.shape}, which is not the same for all keys", CUSTOM)
     return Pattern(softmax, scores, weights, keys)
 
 
@@ -227,6 +226,8 @@ def _operands(pattern: Pattern) -> Operands:
     left, left_scale = unscaled(scores.product.inputs[0])
     right, right_scale = swapped(unscaled(scores.product.inputs[1])[0], end)
     scale = scores.scale * left_scale * right_scale * unscaled(scores.product.inputs[1])[1]
+    if not scale > 0:  # as runtimes demand
+        raise UnsayableError(f"the scale is {scale:g}", CUSTOM)
     query, key = (left, right) if pattern.keys == "columns" else (right, left)
     value = swapped(weights.value, end)[0] if weights.flipped else weights.value
     if weights.flipped:

@@ -118,7 +118,9 @@ class ScoreReader:
         if node.op_type == "Where":
             return self._where(node, depth)
         if (unary := _UNARY.get(node.op_type)) is not None:
-            return _each(self.read(node.inputs[0], depth), lambda inner: unary(inner, node))
+            # a lower bound may stand in front
+            index = 1 if node.op_type == "Max" and len(node.inputs) > 1 and uniform(node.inputs[0]) is not None else 0
+            return _each(self.read(node.inputs[index], depth), lambda inner: unary(inner, node))
         raise _between(node)
 
     def _sides(self, node: ir.Node, depth: int) -> list[tuple[Scores, ir.Value]]:
@@ -288,7 +290,8 @@ def _cast(inner: Scores, node: ir.Node) -> Scores:
 
 def _bounded(inner: Scores, node: ir.Node) -> Scores:
     """Max(scores, lowest) and Clip(scores, lowest): only scores without any weight feel it."""
-    low = uniform(node.inputs[1]) if len(node.inputs) > 1 else None
+    bounds = [bound for bound in map(uniform, node.inputs[:2]) if bound is not None]
+    low = bounds[0] if len(bounds) == 1 else None
     open_above = len(node.inputs) < 3 or node.inputs[2] is None
     if low is None or low > LOW or not open_above:
         raise _between(node)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ..base import MisfitError, UnsayableError
 from .frames import Frame, Group
 from .masks import uniform
-from .scores import Factor, is_binary, is_float, is_idle_dropout, reshaped, scaled, transposed
+from .scores import CUSTOM, Factor, is_binary, is_float, is_idle_dropout, reshaped, scaled, transposed
 from .values import consumers, dims, producer, scalar
 
 JUDGING = frozenset(
@@ -124,7 +124,7 @@ class WeightReader:
 
 
 def _between(node: ir.Node) -> MisfitError:
-    name = "SinkAttention" if node.op_type == "Slice" else "CustomAttention"
+    name = "SinkAttention" if node.op_type == "Slice" else CUSTOM
     return UnsayableError(f"{node.op_type} stands between softmax and the product with V", name)
 
 
@@ -153,7 +153,7 @@ def _reader(weights: ir.Value) -> ir.Node:
     if len(readers) > 1 and all(node.op_type == "MatMul" for node in readers):
         readers = readers[:1]  # the same weights for several V: an attention each
     if len(readers) != 1 or weights.is_graph_output():
-        raise MisfitError("the attention weights are read more than once, or are an output of the graph")
+        raise UnsayableError("the attention weights are read more than once, or are an output of the graph", CUSTOM)
     return readers[0]
 
 

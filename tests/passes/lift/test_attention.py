@@ -360,14 +360,6 @@ MISSES: dict[str, tuple[Graph, str]] = {
         Graph(PLAIN, outputs=", float[B, 2, S, T] s"),
         "the scores behind Mul are read more than once",
     ),
-    "product is read twice": (
-        Graph("p = MatMul(Q, Kt) d = Mul(p, half) s = Add(d, p)"),
-        "the scores behind MatMul are read more than once",
-    ),
-    "NaN guard of something else": (
-        Graph(PLAIN, weights="r = Softmax<axis = -1>(s) n = IsNaN(r) w = Where(n, half, r)"),
-        READ_OUTSIDE,
-    ),
     "mask of more queries": (
         Graph("p = MatMul(Q, Kt) s = Add(p, bias)", BIAS, q="float[B, 1, 2, 8] q"),
         "a mask of shape [B,1,S,T] broadcasts the scores ['B', 2, 1, 'T']",

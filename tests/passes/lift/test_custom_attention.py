@@ -17,7 +17,8 @@ Spell = Callable[[ir.Model], str]
 
 # float32, rows of at most 7 keys of 8 numbers each of size 1, in the same order before and after
 RTOL, ATOL = 1e-6, 1e-6
-CONSTANTS = """float half = {0.5}, float two = {2.0}, float zero = {0.0}, float low = {-5}, bool on = {1},
+CONSTANTS = """float half = {0.5}, float two = {2.0}, float zero = {0.0}, float low = {-5}, float lowest = {-3.4e38},
+    float deep = {-1e5},     int64[1] queries = {2},
     int64[1] minus = {-1}, int64[1] first = {0}, int64[1] last = {3}"""
 SCORES = "p = MatMul(q, kt) s = Mul(p, half)"
 WEIGHTS = "w = Softmax(s)"
@@ -85,6 +86,82 @@ ENCLOSED: dict[str, tuple[ir.Model, str, str]] = {
         model("p = MatMul(q, kt) s = Where(allowed, p, bias)", inputs="bool[B, 1, S, T] allowed, float[T] bias"),
         "CustomAttention(q, kt, allowed, bias, v)",
         f"Where {BEFORE}",
+    ),
+    "the product is read twice": (
+        model("p = MatMul(q, kt) d = Mul(p, half) s = Add(d, p)"),
+        "CustomAttention(q, kt, v)",
+        "the scores behind MatMul are read more than once",
+    ),
+    "the mean of a row is taken off": (
+        model("p = MatMul(q, kt) m = ReduceMean(p, minus) s = Sub(p, m)"),
+        "CustomAttention(q, kt, v)",
+        "the scores behind MatMul are read more than once",
+    ),
+    "weights over their sum, once more": (
+        model(weights="r = Softmax(s) t = ReduceSum(r, minus) w = Div(r, t)"),
+        "CustomAttention(q, kt, v)",
+        "the attention weights are read more than once, or are an output of the graph",
+    ),
+    "a NaN guard of something else": (
+        model(weights="r = Softmax(s) n = IsNaN(r) w = Where(n, half, r)"),
+        "CustomAttention(q, kt, v)",
+        "the attention weights are read more than once, or are an output of the graph",
+    ),
+    "a factor that is another one for each key": (
+        model("p = MatMul(q, kt) s = Mul(p, f)", inputs="float[B, 1, 1, T] f"),
+        "CustomAttention(q, kt, f, v)",
+        "the scores meet [B,1,1,T], which is not the same for all keys",
+    ),
+    "a shift that is another one for each key": (
+        model("p = MatMul(q, kt) m = ReduceMax(p, queries) s = Sub(p, m)"),
+        "CustomAttention(q, kt, v)",
+        "the scores meet [B,2,1,T], which is not the same for all keys",
+    ),
+    "Tanh behind a mask": (
+        model("p = MatMul(q, kt) a = Add(p, f) s = Tanh(a)", inputs="float[B, 1, 1, T] f"),
+        "CustomAttention(q, kt, f, v)",
+        "Tanh stands behind a mask, a shift or another Tanh",
+    ),
+    "Tanh behind a shift": (
+        model("p = MatMul(q, kt) m = ReduceMax(p, minus) a = Sub(p, m) s = Tanh(a)"),
+        "CustomAttention(q, kt, v)",
+        "Tanh stands behind a mask, a shift or another Tanh",
+    ),
+    "Tanh twice": (
+        model("p = MatMul(q, kt) a = Tanh(p) s = Tanh(a)"),
+        "CustomAttention(q, kt, v)",
+        "Tanh stands behind a mask, a shift or another Tanh",
+    ),
+    "a factor behind a mask": (
+        model("p = MatMul(q, kt) a = Add(p, f) s = Mul(a, g)", inputs="float[B, 1, 1, T] f, float[B, 2, S, 1] g"),
+        "CustomAttention(q, kt, f, g, v)",
+        "Mul by a tensor stands behind the mask or the soft-cap",
+    ),
+    "a scale below zero": (
+        model("p = MatMul(q, kt) s = Mul(p, low)"),
+        "CustomAttention(q, kt, v)",
+        "the scale is -5",
+    ),
+    "a scale of zero": (model("p = MatMul(q, kt) s = Mul(p, zero)"), "CustomAttention(q, kt, v)", "the scale is 0"),
+    "a scale below zero, of masked scores": (
+        model("p = MatMul(q, kt) a = Where(allowed, p, deep) s = Mul(a, low)", inputs="bool[B, 1, S, T] allowed"),
+        "CustomAttention(q, kt, allowed, v)",
+        "the scores are multiplied by a number that is not positive behind a mask",
+    ),
+    "two softmaxes": (
+        model(weights="r = Softmax(s) w = Softmax(r)"),
+        "CustomAttention(q, kt, v)",
+        f"Softmax {BEHIND}",
+    ),
+    "a bound that is not low": (
+        model("p = MatMul(q, kt) s = Max(low, p)"),
+        "CustomAttention(q, kt, v)",
+        f"Max {BEFORE}",
+    ),
+    "a bound above": (
+        model("p = MatMul(q, kt) s = Clip(p, lowest, two)"),
+        "CustomAttention(q, kt, v)",
+        f"Clip {BEFORE}",
     ),
 }
 
