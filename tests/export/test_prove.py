@@ -176,3 +176,32 @@ def test_where_onnx_runtime_fails_the_reference_evaluator_proves(make_spec: Make
             session.run(resized(spec, "sequence", 2))
     lines = prove_dynamic(spec, model)
     assert [line.partition(":")[0] for line in lines] == ["batch", "sequence"]
+
+
+class Padded(torch.nn.Module):
+    """x [batch, sequence, 4] times 2 where the mask counts, times 3 where it is padding."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask.unsqueeze(-1) == 1, x * 2.0, x * 3.0)
+
+
+@pytest.mark.parametrize(("factor", "proved"), [(3.0, True), (2.0, False)])
+def test_only_rows_that_count_must_agree(factor: float, proved: bool) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    spec = ModelSpec(Padded(), {"x": torch.randn(2, 6, 4), "mask": mask}, {"x": BOTH, "mask": BOTH}, name="padded")
+    golden = convert(spec, trace(spec), 23)
+    changed = 0
+    for node in golden.graph:
+        for index, value in enumerate(node.inputs):
+            tensor = ir.convenience.get_const_tensor(value) if node.op_type == "Mul" and value is not None else None
+            if tensor is not None and float(tensor.numpy().reshape(-1)[0]) == factor:
+                other = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(4, np.float32))})
+                golden.graph.insert_before(node, other)
+                node.replace_input_with(index, other.outputs[0])
+                changed += 1
+    assert changed == 1
+    if proved:
+        assert len(prove_dynamic(spec, golden)) == 2
+    else:
+        with pytest.raises(BuildError, match="is not what torch computes"):
+            prove_dynamic(spec, golden)
