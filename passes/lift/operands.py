@@ -20,6 +20,7 @@ from .values import add_constant, constant, dim, dims, insert, producer, rank
 
 Dims = tuple[Dim, ...]
 _QUOTIENT = re.compile(r"floor\((\w+)/(\d+)\)")
+_MULTIPLE = re.compile(r"(\d+)\*(\w+)")
 Part = tuple[Dim, ...]  # factors of one dim of a shape to be made
 
 
@@ -65,11 +66,18 @@ class Sizes:
         """A vector of one element: a size that an axis has, or the whole part of such a one over a number."""
         if (found := self._axis(size)) is not None:
             return insert(self.before, "Shape", [found[0]], start=found[1], end=found[1] + 1)
-        quotient = _QUOTIENT.fullmatch(size) if isinstance(size, str) else None
-        whole = self._named(quotient[1]) if quotient is not None else None
-        if quotient is None or whole is None:
-            return None
-        return insert(self.before, "Div", [whole, self._constant([int(quotient[2])])])
+        if (quotient := _QUOTIENT.fullmatch(str(size))) is not None:
+            whole, number = self._named(quotient[1]), quotient[2]
+        else:  # an axis that is a multiple of it
+            number, whole = self._multiple(size)
+        return None if whole is None else insert(self.before, "Div", [whole, self._constant([int(number)])])
+
+    def _multiple(self, size: Dim) -> tuple[str, ir.Value | None]:
+        for known in (known for source in self.sources for known in dims(source) or ()):
+            product = _MULTIPLE.fullmatch(str(known))
+            if product is not None and product[2] == size:
+                return product[1], self._named(known)
+        return "1", None
 
     def _axis(self, size: Dim) -> tuple[ir.Value, int] | None:
         for source in self.sources if isinstance(size, str) else ():
