@@ -159,7 +159,7 @@ def bring(value: ir.Value, lead: Dims, heads: Heads, sizes: Sizes, one_head: boo
         shape = sizes.vector([*((size,) for size in full), (1,), (1,)], infer=False)
         value = _shaped(insert(sizes.before, "Expand", [value, shape]), value, [*full, *tail])
     elif len(own) < len(lead) + 2:
-        value = _unsqueeze(value, list(range(len(lead) + 2 - len(own))), sizes)
+        value = unsqueeze(value, list(range(len(lead) + 2 - len(own))), sizes)
     return _regroup(value, heads, tail, sizes)
 
 
@@ -168,9 +168,9 @@ def _regroup(value: ir.Value, heads: Heads, tail: list[Dim], sizes: Sizes) -> ir
     if len(lead) == 2:
         return value
     if len(lead) == 1 and heads.heads == (1,):
-        return _unsqueeze(value, [1], sizes)
+        return unsqueeze(value, [1], sizes)
     if not lead:
-        return _unsqueeze(value, [0, 1], sizes)
+        return unsqueeze(value, [0, 1], sizes)
     shape = [times(heads.batch), times(heads.heads), *tail]
     parts: list[Part] = [heads.batch, heads.heads, *((size,) for size in tail)]
     own = Sizes(sizes.before, [value, *sizes.sources])
@@ -220,7 +220,7 @@ def bring_mask(mask: Mask, value: ir.Value, heads: Heads, keys: Group, sizes: Si
 
 def _reorder(value: ir.Value, own: list[Dim], order: list[int], sizes: Sizes) -> tuple[ir.Value, list[Dim]]:
     if (missing := len(own) - (rank(value) or 0)) > 0:
-        value = _unsqueeze(value, list(range(missing)), sizes)
+        value = unsqueeze(value, list(range(missing)), sizes)
     moved = [own[axis] for axis in order]
     made = insert(sizes.before, "Transpose", [value], perm=order)
     return _shaped(made, value, moved), moved
@@ -252,7 +252,8 @@ def _merge(value: ir.Value, own: list[Dim], wanted: list[tuple[Dims, Part]], siz
     return _shaped(insert(sizes.before, "Reshape", [value, maker.vector(shape)]), value, list(map(times, shape)))
 
 
-def _unsqueeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+def unsqueeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+    """`value` with further axes of one, counted in the result."""
     own = dims(value) or []
     made: list[Dim] = list(own)
     for axis in axes:
