@@ -33,11 +33,11 @@ from ..region import Rows
 from ..sites import inherit
 from .custom_attention import enclose_attention, products_around
 from .frames import Group
-from .masks import expand, join, narrow, negate, simplify
+from .masks import conjuncts, expand, join, narrow, negate, simplify
 from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated
 from .scores import CUSTOM, Factor, Mask, ScoreReader, Scores, unscaled
 from .sized_masks import Says, says
-from .values import add_constant, consumers, dim, dims, insert, rank, shape_only
+from .values import add_constant, consumers, dim, dims, follows_from, insert, rank, shape_only
 from .weights import WeightReader, Weights, same_for
 
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -84,9 +84,12 @@ class LiftAttention(ProvedPass):
         try:
             return self._replace(_read(softmax))
         except UnsayableError as misfit:
-            made = enclose_attention(model, softmax, misfit.name)
-            if made is not None:
-                return self.replace("attention", made[1], made[0], "softmax(QK)V", reason=str(misfit))
+            if (made := enclose_attention(model, softmax, misfit.name)) is not None:
+                call, end, *others = made
+                modified = self.replace("attention", end, call, "softmax(QK)V", others=others, reason=str(misfit))
+                if others:
+                    model.graph.sort()  # what reads the further outputs may stand before the product with V
+                return modified
             reason = str(misfit)
         except MisfitError as misfit:
             reason = str(misfit)
@@ -241,19 +244,34 @@ def _operands(pattern: Pattern) -> Operands:
     fewer = len(lead) == 2 == len(behind)
     one = fewer and dim(key, -3) == 1 == dim(value, -3) and lead[1] != 1
     query = bring(query, lead, heads, sizes)
-    leaves = [query, key, value, *(factor.value for factor in scores.factors)]
+    leaves = [query, *(factor.value for factor in scores.factors)]
+    read = [key, value]
     key = bring(key, lead, heads, sizes, one_head=one)
     value = bring(value, behind, heads, sizes, one_head=one)
     for factor in scores.factors:
         query = _times(query, factor, pattern.keys, heads, sizes)
-    key, value = _fewer_heads(query, key, value)
+    few = _fewer_heads(query, key, value)
+    leaves += read if few == (key, value) else few  # what was repeated, perhaps not by views alone
+    key, value = few
     simple = [_simple(mask, sizes.before) for mask in scores.masks]
     masks = [
         _mask(mask, value, pattern, heads, sizes, query.dtype) for mask, value in zip(scores.masks, simple, strict=True)
     ]
-    leaves += [value for value in simple if not shape_only(value)]
+    leaves += _sources(simple, [*scores.flags, *weights.flags])
     key, value = cast(key, query.dtype, end), cast(value, query.dtype, end)
     return Operands(query, key, value, masks, scale, heads, sizes, leaves)
+
+
+def _sources(masks: list[ir.Value], flags: list[ir.Value]) -> list[ir.Value]:
+    """What masks are computed from: `masks` themselves, or `flags` that they are made of, and what is added."""
+    told = dict.fromkeys(part for flag in flags for part in conjuncts(flag))
+    found, ahead = list(told), list(masks)
+    while ahead:
+        for part in conjuncts(ahead.pop()):
+            node = part.producer() if part not in told and follows_from(part, told) else None
+            found += [part] * (node is None)
+            ahead += [value for value in node.inputs if value is not None] if node is not None else []
+    return [part for part in dict.fromkeys(found) if not shape_only(part)]
 
 
 def _simple(mask: Mask, before: ir.Node) -> ir.Value:

@@ -116,6 +116,18 @@ def _matmul(node: ir.Node) -> Dims | None:
     return [*made, one[-2], other[-1]]
 
 
+def _einsum(node: ir.Node) -> Dims | None:
+    terms, _, made = node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    known: dict[str, Size] = {}
+    for term, value in zip(terms.split(","), node.inputs, strict=True):
+        own = dims(value)
+        if own is None or len(own) != len(term):  # also of an ellipsis
+            return None
+        known.update({label: size for label, size in zip(term, own, strict=True) if size not in (1, None)})
+        known.update({label: size for label, size in zip(term, own, strict=True) if label not in known})
+    return [known[label] for label in made] if made and "." not in made else None
+
+
 def _gemm(node: ir.Node) -> Dims | None:
     flips = [node.attributes.get_int(name, 0) for name in ("transA", "transB")]
     return [dim(node.inputs[0], -1 if flips[0] else -2), dim(node.inputs[1], -2 if flips[1] else -1)]
@@ -247,6 +259,7 @@ _OPS: dict[str, Callable[[ir.Node], Dims | None]] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "MatMul": _matmul,
+    "Einsum": _einsum,
     "Gemm": _gemm,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,

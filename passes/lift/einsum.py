@@ -23,7 +23,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from ..base import MisfitError
 from ..prover import ProvedPass
 from .frames import Dim
-from .operands import Part, Sizes
+from .operands import Part, Sizes, unsqueeze
 from .values import add_constant, constant, dims, insert
 
 Terms = tuple[str, str, str]
@@ -86,22 +86,31 @@ def _product(node: ir.Node, left: str, right: str, out: str) -> ir.Value:
     a, b = node.inputs
     assert a is not None
     assert b is not None
-    if constant(a) is not None:
+    wider = constant(b) is None and len(set(right) - set(left)) > 1 == len(set(left) - set(right))
+    if constant(a) is not None or wider:
         a, b, left, right = b, a, right, left
     size = _sizes(node, dict(zip(left, _own(a), strict=True)), dict(zip(right, _own(b), strict=True)), out)
     summed = "".join(label for label in left if label not in out)
-    batch = [label for label in left if label in right and label in out]
-    rows = [label for label in left if label not in right]
     columns = "".join(label for label in right if label not in left)
     sizes = Sizes(node, [a, b])
-    # without a batch MatMul itself takes any number of rows' axes
-    merged = ["".join(rows)] if batch else rows
-    first = _view(sizes, a, left, [*batch, *merged, summed])
-    second = _view(sizes, b, right, [*batch, summed, columns])
-    made = insert(node, "MatMul", [first, second])
-    labels = [*batch, *merged, columns]
+    rows = [label for label in left if label not in right]
+    lead: list[str] = []
+    if any(label in right and label in out for label in left):  # a batch: all rows but the last are broadcast with it
+        *outer, row = sorted(rows, key=out.index)
+        lead, rows = [label for label in out if label in outer or (label in left and label in right)], [row]
+    first = _view(sizes, a, left, [*lead, *rows, summed])
+    second = _view(sizes, b, right, [*(label for label in lead if label in right), summed, columns])
+    made = insert(node, "MatMul", [first, _spaced(sizes, second, [label in right for label in lead])])
+    labels = [*lead, *rows, columns]
     made.type, made.shape = node.outputs[0].type, ir.Shape([_one(label, size) for label in labels])
     return _spread(sizes, made, labels, out, size)
+
+
+def _spaced(sizes: Sizes, value: ir.Value, has: list[bool]) -> ir.Value:
+    """`value` with an axis of one for each batch axis that it has not, but for those in front."""
+    behind = has[has.index(True) :] if has else []
+    missing = [axis for axis, own in enumerate(behind) if not own]
+    return unsqueeze(value, missing, sizes) if missing else value
 
 
 def _own(value: ir.Value) -> list[Dim]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from ..prover import root
 from .values import add_constant, constant, dim, insert, once, producer, rank
 
 LOW = -1e4  # a score plus this or less has no weight: exp(-1e4) is 0 in every float type
@@ -133,6 +134,18 @@ _READERS: dict[str, Callable[[ir.Node, int], ir.Value | None]] = {
     "Mul": _of_product,
     "Cast": _of_cast,
 }
+
+
+def conjuncts(mask: ir.Value) -> list[ir.Value]:
+    """What `mask` is the And of, seen through views: of a simplified mask that are tensors of the graph as it was."""
+    node = producer(root(mask), "And", "Cast")
+    if node is None or (node.op_type == "Cast" and not _is_flags(node.inputs[0])):
+        return [root(mask)]
+    return [part for value in node.inputs if value for part in conjuncts(value)]
+
+
+def _is_flags(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.BOOL
 
 
 def negate(before: ir.Node, mask: ir.Value) -> ir.Value:

@@ -20,6 +20,7 @@ from .values import add_constant, constant, dim, dims, insert, producer, rank
 
 Dims = tuple[Dim, ...]
 _QUOTIENT = re.compile(r"floor\((\w+)/(\d+)\)")
+_MULTIPLE = re.compile(r"(\d+)\*(\w+)")
 Part = tuple[Dim, ...]  # factors of one dim of a shape to be made
 
 
@@ -65,11 +66,18 @@ class Sizes:
         """A vector of one element: a size that an axis has, or the whole part of such a one over a number."""
         if (found := self._axis(size)) is not None:
             return insert(self.before, "Shape", [found[0]], start=found[1], end=found[1] + 1)
-        quotient = _QUOTIENT.fullmatch(size) if isinstance(size, str) else None
-        whole = self._named(quotient[1]) if quotient is not None else None
-        if quotient is None or whole is None:
-            return None
-        return insert(self.before, "Div", [whole, self._constant([int(quotient[2])])])
+        if (quotient := _QUOTIENT.fullmatch(str(size))) is not None:
+            whole, number = self._named(quotient[1]), quotient[2]
+        else:  # an axis that is a multiple of it
+            number, whole = self._multiple(size)
+        return None if whole is None else insert(self.before, "Div", [whole, self._constant([int(number)])])
+
+    def _multiple(self, size: Dim) -> tuple[str, ir.Value | None]:
+        for known in (known for source in self.sources for known in dims(source) or ()):
+            product = _MULTIPLE.fullmatch(str(known))
+            if product is not None and product[2] == size:
+                return product[1], self._named(known)
+        return "1", None
 
     def _axis(self, size: Dim) -> tuple[ir.Value, int] | None:
         for source in self.sources if isinstance(size, str) else ():
@@ -151,7 +159,7 @@ def bring(value: ir.Value, lead: Dims, heads: Heads, sizes: Sizes, one_head: boo
         shape = sizes.vector([*((size,) for size in full), (1,), (1,)], infer=False)
         value = _shaped(insert(sizes.before, "Expand", [value, shape]), value, [*full, *tail])
     elif len(own) < len(lead) + 2:
-        value = _unsqueeze(value, list(range(len(lead) + 2 - len(own))), sizes)
+        value = unsqueeze(value, list(range(len(lead) + 2 - len(own))), sizes)
     return _regroup(value, heads, tail, sizes)
 
 
@@ -160,9 +168,9 @@ def _regroup(value: ir.Value, heads: Heads, tail: list[Dim], sizes: Sizes) -> ir
     if len(lead) == 2:
         return value
     if len(lead) == 1 and heads.heads == (1,):
-        return _unsqueeze(value, [1], sizes)
+        return unsqueeze(value, [1], sizes)
     if not lead:
-        return _unsqueeze(value, [0, 1], sizes)
+        return unsqueeze(value, [0, 1], sizes)
     shape = [times(heads.batch), times(heads.heads), *tail]
     parts: list[Part] = [heads.batch, heads.heads, *((size,) for size in tail)]
     own = Sizes(sizes.before, [value, *sizes.sources])
@@ -212,7 +220,7 @@ def bring_mask(mask: Mask, value: ir.Value, heads: Heads, keys: Group, sizes: Si
 
 def _reorder(value: ir.Value, own: list[Dim], order: list[int], sizes: Sizes) -> tuple[ir.Value, list[Dim]]:
     if (missing := len(own) - (rank(value) or 0)) > 0:
-        value = _unsqueeze(value, list(range(missing)), sizes)
+        value = unsqueeze(value, list(range(missing)), sizes)
     moved = [own[axis] for axis in order]
     made = insert(sizes.before, "Transpose", [value], perm=order)
     return _shaped(made, value, moved), moved
@@ -244,7 +252,8 @@ def _merge(value: ir.Value, own: list[Dim], wanted: list[tuple[Dims, Part]], siz
     return _shaped(insert(sizes.before, "Reshape", [value, maker.vector(shape)]), value, list(map(times, shape)))
 
 
-def _unsqueeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+def unsqueeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+    """`value` with further axes of one, counted in the result."""
     own = dims(value) or []
     made: list[Dim] = list(own)
     for axis in axes:

@@ -54,6 +54,7 @@ class Scores:
     cap: float = 0.0
     factors: tuple[Factor, ...] = ()
     masks: tuple[Mask, ...] = ()
+    flags: tuple[ir.Value, ...] = ()  # masks of zeros and ones that were multiplied by
     shifts: tuple[Factor, ...] = ()  # what was taken off
     spelling: tuple[str, ...] = ()
     nodes: tuple[ir.Node, ...] = ()  # from the product on
@@ -187,7 +188,7 @@ def _multiplied(inner: Scores, other: ir.Value, node: ir.Node) -> Scores:
     """Scores times or over another tensor."""
     if node.op_type == "Mul" and is_binary(other):
         # masked scores become 0 here; the mask that is added behind makes them low
-        return inner.behind(node, "multiplied mask")
+        return inner.behind(node, "multiplied mask", flags=(*inner.flags, other))
     if inner.masks or inner.cap:
         raise UnsayableError(f"{node.op_type} by a tensor stands behind the mask or the soft-cap", CUSTOM)
     factor = Factor(other, inner.frame, node.op_type == "Div")
@@ -206,6 +207,8 @@ def _row_maximum(value: ir.Value) -> list[ir.Node]:
 
 def _between(node: ir.Node) -> MisfitError:
     name = "SinkAttention" if node.op_type == "Concat" else CUSTOM
+    if node.op_type in ("Einsum", "ReduceSum"):
+        return UnsayableError(f"the product of Q and K is spelled as {node.op_type}", name)
     return UnsayableError(f"{node.op_type} stands between the product of Q and K and softmax", name)
 
 
@@ -213,10 +216,11 @@ def _product(node: ir.Node) -> Scores:
     left, right = unscaled(node.inputs[0])[0], unscaled(node.inputs[1])[0]
     ranks = rank(left), rank(right)
     if None in ranks or min(r or 0 for r in ranks) < 2:
-        raise MisfitError(f"the ranks of Q and K are {ranks[0]} and {ranks[1]}")
+        raise UnsayableError(f"the ranks of Q and K are {ranks[0]} and {ranks[1]}", CUSTOM)
     for operand in (left, right):
         if is_constant(operand) and rank(operand) == 2:
-            raise MisfitError("the product is that of a linear layer: one side is a constant matrix")
+            reason = "the product is that of a linear layer: one side is a constant matrix"
+            raise UnsayableError(reason, CUSTOM)
     made = dims(node.outputs[0])
     lead = _broadcast(dims(left) or [], dims(right) or [])
     if made is not None and len(made) == len(lead) + 2:

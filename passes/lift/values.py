@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -129,6 +129,20 @@ def once(before: ir.Node, op_type: str, inputs: Sequence[ir.Value]) -> ir.Value:
     made = insert(before, op_type, inputs)
     made.type, made.shape = inputs[0].type, broadcast(inputs)
     return made
+
+
+def follows_from(value: ir.Value, sources: Container[ir.Value], limit: int = 64) -> bool:
+    """Whether one of `sources` is among what `value` is computed from, in at most `limit` steps."""
+    ahead, seen = [value], set[ir.Value]()
+    while ahead and len(seen) <= limit:
+        value = ahead.pop(0)
+        if value in sources:
+            return True
+        node = value.producer()
+        if node is not None and value not in seen:
+            ahead += [operand for operand in node.inputs if operand is not None]
+        seen.add(value)
+    return False
 
 
 def shape_only(value: ir.Value, limit: int = 64) -> bool:

@@ -15,7 +15,7 @@ from ..base import MisfitError, UnsayableError
 from .frames import Frame, Group
 from .masks import uniform
 from .scores import CUSTOM, Factor, is_binary, is_float, is_idle_dropout, reshaped, scaled, transposed
-from .values import consumers, dims, producer, scalar
+from .values import consumers, dims, is_constant, producer, rank, scalar
 
 JUDGING = frozenset(
     {"Cast", "Equal", "IsInf", "IsNaN", "Not", "ReduceMin", "ReduceMax", "ReduceSum", "ReduceProd", "Greater", "Less"}
@@ -32,6 +32,7 @@ class Weights:
     frame: Frame
     scale: float
     gates: tuple[Factor, ...]
+    flags: tuple[ir.Value, ...]  # masks that weights were zeroed by
     spelling: tuple[str, ...]
     nodes: tuple[ir.Node, ...]
 
@@ -44,6 +45,7 @@ class WeightReader:
         self.frame, self.keys = frame, keys
         self.scale = 1.0
         self.gates: list[Factor] = []
+        self.flags: list[ir.Value] = []
         self.spelling: list[str] = []
         self.nodes: list[ir.Node] = [softmax]
 
@@ -67,6 +69,7 @@ class WeightReader:
         if node.op_type in ("Mul", "Div"):
             self._gate(node)
         elif node.op_type == "Where" and self._is_zeroed(node):
+            self.flags += [value for value in node.inputs[:1] if value is not None]
             self._pass(*_judges(node.inputs[0]), node, "zeroed weights")
         elif node.op_type == "Transpose":
             self.frame = transposed(self.frame, node)
@@ -91,6 +94,7 @@ class WeightReader:
             self.gates.append(Factor(other, self.frame, node.op_type == "Div"))
             self._pass(node, "gate")
         elif node.op_type == "Mul" and is_binary(other):
+            self.flags.append(other)
             self._pass(node, "zeroed weights")  # for what the mask forbids; the proof tells if it is anything else
         else:
             raise _between(node)
@@ -103,6 +107,8 @@ class WeightReader:
         index = 0 if node.inputs[0] is self.weights else 1
         other = node.inputs[1 - index]
         assert other is not None
+        if is_constant(other) and rank(other) == 2:
+            raise UnsayableError("a linear layer stands between softmax and the product with V", CUSTOM)
         queries: Group = "rows" if self.keys == "columns" else "columns"
         last = [axis.group for axis in self.frame.axes[-2:]]
         wanted: list[Group] = [queries, self.keys] if index == 0 else [self.keys, queries]
@@ -118,6 +124,7 @@ class WeightReader:
             self.frame,
             self.scale,
             tuple(self.gates),
+            tuple(self.flags),
             tuple(self.spelling),
             (*self.nodes, node),
         )

@@ -347,19 +347,8 @@ def test_a_spelling_becomes_attention(name: str, compare: Compare, spell: Spell)
     compare(model, lifted.model, cases(model), RTOL, ATOL)
 
 
-READ_OUTSIDE = "the attention weights are read more than once, or are an output of the graph"
-
 # name -> a graph that is an attention for the eye, and the reason why it must stay
 MISSES: dict[str, tuple[Graph, str]] = {
-    "weights read twice": (
-        Graph(PLAIN, weights="w = Softmax<axis = -1>(s) z = ReduceMax(w)", outputs=", float[1, 1, 1, 1] z"),
-        READ_OUTSIDE,
-    ),
-    "weights are an output": (Graph(PLAIN, outputs=", float[B, 2, S, T] w"), READ_OUTSIDE),
-    "scores are an output": (
-        Graph(PLAIN, outputs=", float[B, 2, S, T] s"),
-        "the scores behind Mul are read more than once",
-    ),
     "mask of more queries": (
         Graph("p = MatMul(Q, Kt) s = Add(p, bias)", BIAS, q="float[B, 1, 2, 8] q"),
         "a mask of shape [B,1,S,T] broadcasts the scores ['B', 2, 1, 'T']",

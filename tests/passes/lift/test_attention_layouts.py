@@ -35,8 +35,8 @@ def cases(graph: ir.Model) -> Iterable[Arrays]:
             dims = [d if isinstance(d, int) else size[str(d.value)] for d in value.shape or ()]
             array: np.ndarray = random.standard_normal(dims).astype(np.float32)
             if value.dtype == ir.DataType.BOOL:
-                array = array > 0
-                array[..., 0] = True
+                array = (array > 0) ^ str(value.name).startswith("forbidden")
+                array[..., 0] = not str(value.name).startswith("forbidden")
             feeds[str(value.name)] = array
         yield feeds
 
@@ -110,6 +110,25 @@ LAYOUTS: dict[str, tuple[str, str, str]] = {
             a5 = Reshape(a, five) m1_ = Unsqueeze(shift, one) m2_ = Unsqueeze(m1_, zeroth) b5 = Add(a5, m2_)
             back = Concat<axis = 0>(m1, two, four, four) s = Reshape(b5, back) w = Softmax(s) y = MatMul(w, v)""",
         "W, 2, 4, 8",
+    ),
+    "windows of a batch that no operand tells": (
+        "float[B, 16, 2, 8] x, float[4, 1, 4, 4] shift",
+        """cut = Concat<axis = 0>(m1, four, two, eight) w4 = Reshape(x, cut) q = Transpose<perm = [0, 2, 1, 3]>(w4)
+            kt = Transpose<perm = [0, 2, 3, 1]>(w4) p = MatMul(q, kt)
+            five = Concat<axis = 0>(m1, four, two, four, four) a5 = Reshape(p, five) b5 = Add(a5, shift)
+            back = Concat<axis = 0>(m1, two, four, four) s = Reshape(b5, back) w = Softmax(s) y = MatMul(w, q)""",
+        "W, 2, 4, 8",
+    ),
+    "two boolean masks, one of merged batch and heads": (
+        f"{QKV4}, bool[B, 1, 1, T] allowed, bool[1, S, T] forbidden",
+        f"""n = Shape<start = 0, end = 1>(q) l = Shape<start = 2, end = 3>(q) t = Shape<start = 2, end = 3>(k)
+            qs = Concat<axis = 0>(m1, l, eight) ks = Concat<axis = 0>(m1, t, eight)
+            q3 = Reshape(q, qs) k3 = Reshape(k, ks) v3 = Reshape(v, ks) kt = {T3}(k3) p = MatMul(q3, kt)
+            flat = Concat<axis = 0>(m1, one, t) a = Where(allowed, zero, lowest)
+            each = Concat<axis = 0>(n, two, one, t) a4 = Expand(a, each)
+            a3 = Reshape(a4, flat) f = Where(forbidden, lowest, zero) m = Add(f, a3) s = Add(p, m) w = Softmax(s)
+            y = MatMul(w, v3)""",
+        "P, S, 8",
     ),
     "a mask for rows and columns of an image": (  # queries and keys seen as 4 x 4 grids
         "float[B, 2, 16, 8] q, float[B, 2, 16, 8] k, float[B, 2, 16, 8] v, float[B, 2, 4, 4, 4, 1] rows,"

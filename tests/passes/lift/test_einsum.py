@@ -66,10 +66,30 @@ UNFOLDED: dict[str, tuple[ir.Model, str, str]] = {
         "Transpose(MatMul(a, Transpose(b)))",
         "[T,S,B]",
     ),
-    "labels of one side merged": (
+    "labels of one side broadcast": (
         model("bihd,bjd->bhij", "B, S, 2, 8", "B, T, 8", "B, 2, S, T"),
-        "Transpose(Reshape(MatMul(Reshape(a), Transpose(b))))",
+        "MatMul(Transpose(a), Unsqueeze(Transpose(b)))",
         "[B,2,S,T]",
+    ),
+    "labels of the other side broadcast": (
+        model("bjd,bihd->bhij", "B, T, 8", "B, S, 2, 8", "B, 2, S, T"),
+        "MatMul(Transpose(b), Unsqueeze(Transpose(a)))",
+        "[B,2,S,T]",
+    ),
+    "labels broadcast in front of the batch": (
+        model("bihd,jhd->bhij", "B, S, 2, 8", "T, 2, 8", "B, 2, S, T"),
+        "MatMul(Transpose(a), Transpose(b))",
+        "[B,2,S,T]",
+    ),
+    "a batch between the labels of one side": (
+        model("bhid,ijd->bhij", "B, 2, 4, 8", "4, T, 8", "B, 2, 4, T"),
+        "Transpose(MatMul(Transpose(a), Transpose(b)))",
+        "[B,2,4,T]",
+    ),
+    "labels of both sides": (
+        model("bihd,bjkd->bhijk", "B, S, 2, 8", "B, T, 3, 8", "B, 2, S, T, 3"),
+        "Reshape(MatMul(Transpose(a), Unsqueeze(Reshape(Transpose(b)))))",
+        "[B,2,S,T,3]",
     ),
     "several labels summed": (
         model("bihd,bjdh->bij", "B, S, 2, 8", "B, T, 8, 2", "B, S, T"),
@@ -97,9 +117,9 @@ UNFOLDED: dict[str, tuple[ir.Model, str, str]] = {
         "MatMul(a, b)",
         "[B,S,T]",
     ),
-    "one b for the batch, and labels merged": (
+    "one b for the batch, and labels broadcast": (
         model("bihd,bdj->bihj", "1, 4, 2, 8", "3, 8, 5", "3, 4, 2, 5"),
-        "Reshape(MatMul(Reshape(a), b))",
+        "MatMul(a, Unsqueeze(b))",
         "[3,4,2,5]",
     ),
     "weight": (model("bnd,dh->bnh", "B, S, 8", "8, 6", "B, S, 6", "b"), "MatMul(a, b)", "[B,S,6]"),
@@ -173,7 +193,7 @@ def test_other_equations_are_left_alone(name: str) -> None:
 
 
 def test_sizes_that_nothing_tells_leave_it_and_nothing_behind() -> None:
-    graph = model("bihd,bjd->bhij", "B, S, 2, 8", "B, T, 8", "B, 2, S, T")
+    graph = model("bihd,bjkd->bhijk", "B, S, 2, 8", "B, T, 3, 8", "B, 2, S, T, 3")
     for value in graph.graph.inputs:
         value.shape = ir.Shape([None, None, *list(value.shape or ())[2:]])
     assert not UnfoldEinsum(prover=Prover())(graph).modified

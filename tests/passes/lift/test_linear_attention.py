@@ -64,6 +64,25 @@ LIFTED: dict[str, tuple[ir.Model, str]] = {
         ),
         "(Transpose(k), Transpose(v), q)",
     ),
+    "channels in front": (
+        model("c = MatMul(k, v) y = MatMul(q, c)", "float[B, 2, S, 8] q, float[B, 2, 8, T] k, float[B, 2, T, 8] v"),
+        "(k, v, q)",
+    ),
+    "channels in front, Q on the right": (
+        model(
+            "c = MatMul(v, k) y = MatMul(c, q)",
+            "float[B, 2, 8, S] q, float[B, 2, T, 8] k, float[B, 2, 8, T] v",
+            "B, 2, 8, S",
+        ),
+        "(v, k, q)",
+    ),
+    "an Einsum that takes Q to the state and its normaliser": (
+        model(
+            f"""{KT} c = MatMul(kt, v) y = Einsum<equation = "bhsd,bhde,bhs->bhse">(q, c, z)""",
+            f"{QKV}, float[B, 2, S] z",
+        ),
+        "(Transpose(k), v, q, z)",
+    ),
     "a state that is decayed by data": (
         model(f"{KT} c = MatMul(kt, v) d = Mul(c, g) y = MatMul(q, d)", f"{QKV}, float[B, 2, 8, 1] g"),
         "(Transpose(k), v, g, q)",
@@ -88,7 +107,17 @@ def test_linear_attention_becomes_a_function(name: str, compare: Compare, spell:
 # name -> two products of which the second reads the first, and no linear attention
 STAYS: dict[str, ir.Model] = {
     "inner product not over the tokens": model(
-        "c = MatMul(k, v) y = MatMul(q, c)", "float[B, 2, S, 8] q, float[B, 2, 8, T] k, float[B, 2, T, 8] v"
+        "c = MatMul(k, v) y = MatMul(q, c)", "float[B, 2, S, T] q, float[B, 2, T, 8] k, float[B, 2, 8, 8] v"
+    ),
+    "a product of three, tokens by tokens in between": model(
+        f"{KT} c = MatMul(q, kt) y = MatMul(c, v)",
+    ),
+    "the same, Q turned": model(
+        "qt = Transpose<perm = [0, 1, 3, 2]>(q) c = MatMul(qt, k) y = MatMul(c, v)",
+        "float[B, 2, 8, S] q, float[B, 2, 8, T] k, float[B, 2, T, 8] v",
+    ),
+    "sizes that tell nothing": model(
+        "c = MatMul(k, v) y = MatMul(q, c)", "float[B, 2, S, 8] q, float[B, 2, 8, 4] k, float[B, 2, 4, 8] v"
     ),
     "a Transpose of heads alone": model(
         "kh = Transpose<perm = [0, 2, 1, 3]>(k) c = MatMul(kh, v) y = MatMul(q, c)",

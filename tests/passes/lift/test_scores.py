@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from graphwright.passes.base import MisfitError, UnsayableError
-from graphwright.passes.lift.scores import DEPTH, SIDES, ScoreReader, is_binary, scaled, unscaled
+from graphwright.passes.lift.scores import CUSTOM, DEPTH, SIDES, ScoreReader, is_binary, scaled, unscaled
 from graphwright.passes.lift.shapes import ResolveShapes
 
 QKV = "float[B, 2, S, 8] q, float[B, 2, 8, T] k, float[B, 1, S, T] bias, bool[B, 1, 1, T] allowed, float[B, 2, S, 1] f"
@@ -99,9 +99,9 @@ UNREAD: dict[str, tuple[str, str, str, str]] = {
         "a = MatMul(x, w) s = Mul(a, half)",
         "float[B, S, 8] x",
         "the product is that of a linear layer: one side is a constant matrix",
-        "",
+        CUSTOM,
     ),
-    "vectors": ("s = MatMul(x, z)", "float[B, S, 8] x, float[8] z", "the ranks of Q and K are 3 and 1", ""),
+    "vectors": ("s = MatMul(x, z)", "float[B, S, 8] x, float[8] z", "the ranks of Q and K are 3 and 1", CUSTOM),
     "queries and keys merged": (
         f"{P} s = Reshape(p, last)",
         QKV,

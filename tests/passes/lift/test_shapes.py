@@ -133,6 +133,8 @@ SHAPES = {
         "t = Transpose <perm = [0, 1, 3, 2]> (x)  m = MatMul(x, t)  y = ReduceMean <keepdims = 0> (m, one)",
         "[B,2,2]",
     ),
+    "Einsum": ("""y = Einsum <equation = "bshd, bthd -> bhst"> (x, x)""", "[B,2,S,S]"),
+    "Einsum that broadcasts": ("""y = Einsum <equation = "bshd,bshd->bhs"> (z, x)""", "[B,2,S]"),
     "a broadcast": ("l = Less(x, z)  y = Where(l, x, z)", "[B,S,2,4]"),
     "Gather of rows": (
         "g = Slice(s, zero, two)  y = Gather <axis = 3> (x, g)".replace("g = S", "h = S").replace("x, g", "x, rows"),
