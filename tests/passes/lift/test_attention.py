@@ -296,6 +296,17 @@ SPELLINGS: dict[str, tuple[Graph, str, float, str]] = {
         1.0,
         "Where mask, zeroed weights",
     ),
+    "a guard that looks at the scores": (
+        Graph(
+            "p = MatMul(Q, Kt) s = Where(allowed, p, inf)",
+            "bool[B, 1, S, T] allowed",
+            weights="""r = Softmax<axis = -1>(s) e = Equal(s, inf) i = Cast<to = 7>(e) a = ReduceMin(i, minus)
+                none = Cast<to = 9>(a) w = Where(none, zero, r)""",
+        ),
+        f"{QKV}, allowed)",
+        1.0,
+        "Where mask, zeroed weights",
+    ),
     "one minus the mask, times low": (
         Graph(
             "f = Cast<to = 1>(allowed) n = Sub(unit, f) m = Mul(n, low) p = MatMul(Q, Kt) s = Add(p, m)",
