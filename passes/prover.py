@@ -208,7 +208,8 @@ def _run(region: Region, functions: Functions) -> Proof:
             old, new = results["old"].astype(np.float64), results["new"].astype(np.float64)
             if old.shape != new.shape:
                 return Proof(False, f"not equal: shape {list(new.shape)} instead of {list(old.shape)}")
-            left_out = region.rows.undefined(results) if region.rows is not None else np.zeros(1, bool)
+            # what is no number before and after is undefined too: 0 / 0 where nothing is allowed
+            left_out = region.rows.undefined(results) if region.rows is not None else np.isnan(old) & np.isnan(new)
             old, new = np.where(left_out, 0, old), np.where(left_out, 0, new)
             defined += int((~left_out).sum())
             difference = float(np.max(np.abs(old - new), initial=0.0))
@@ -217,7 +218,7 @@ def _run(region: Region, functions: Functions) -> Proof:
                 worst=max(found.worst, difference),
                 scale=max(found.scale, float(np.max(np.abs(old), initial=0.0))),
                 shapes=found.shapes + 1,
-                undefined=found.undefined + int(left_out.sum()),
+                undefined=found.undefined + (int(left_out.sum()) if region.rows is not None else 0),
             )
             if not difference <= allowed * found.scale:  # also where it is NaN
                 reason = f"not equal: differs by {difference:.3g} (results up to {found.scale:.3g})"

@@ -77,6 +77,9 @@ class LiftAttention(ProvedPass):
                 # again for each product with a V of its own
                 while node.outputs[0].consumers() and self._lift(model, node):
                     modified = True
+            elif node.domain == "" and node.op_type == "Exp":
+                made = enclose_attention(model, node, CUSTOM)
+                modified |= made is not None and self._enclose(made, "exponentials that are no softmax of the scores")
         RemoveUnusedNodesPass()(model)  # what was made for a rewrite that was not made after all
         return ir.passes.PassResult(model, modified)
 
@@ -85,17 +88,22 @@ class LiftAttention(ProvedPass):
             return self._replace(_read(softmax))
         except UnsayableError as misfit:
             if (made := enclose_attention(model, softmax, misfit.name)) is not None:
-                call, end, *others = made
-                modified = self.replace("attention", end, call, "softmax(QK)V", others=others, reason=str(misfit))
-                if others:
-                    model.graph.sort()  # what reads the further outputs may stand before the product with V
-                return modified
+                return self._enclose(made, str(misfit))
             reason = str(misfit)
         except MisfitError as misfit:
             reason = str(misfit)
         if products_around(softmax) is not None:
             self.log.missed("attention", softmax, "softmax", reason)
         return False
+
+    def _enclose(self, made: list[ir.Node], reason: str) -> bool:
+        """Put a function in the place of what computes its outputs."""
+        call, end, *others = made
+        graph = end.graph
+        modified = self.replace("attention", end, call, "softmax(QK)V", others=others, reason=reason)
+        if others and isinstance(graph, ir.Graph):
+            graph.sort()  # what reads the further outputs may stand before the product with V
+        return modified
 
     def _replace(self, pattern: Pattern) -> bool:
         end, inputs = pattern.weights.end, _operands(pattern)

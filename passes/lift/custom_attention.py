@@ -1,10 +1,10 @@
 """Attention that the standard cannot say -> a function of domain `graphwright`, its body the nodes as they are.
 
-A softmax between two products, of which the reading found that something stands there that `Attention` does not have:
-`ClippedAttention` (the weights are clipped), `SinkAttention` (further logits take part in softmax), `QueryAttention`
-(softmax is over the queries, as in slot attention), `CustomAttention` (anything else). Legal cases: 1. the products are
-MatMuls, Einsums or sums of a product of two computed tensors; 2. linear layers between them mix heads; 3. what is read
-outside too, such as the weights, is a further output of the function.
+A softmax (or exponentials that are none) between two products, of which the reading found that something stands there
+that `Attention` does not have: `ClippedAttention` (the weights are clipped), `SinkAttention` (further logits take part
+in softmax), `QueryAttention` (softmax is over the queries, as in slot attention), `CustomAttention` (anything else).
+Legal cases: 1. the products are MatMuls, Einsums or sums of a product of two computed tensors; 2. linear layers between
+them mix heads; 3. what is read outside too, such as the weights, is a further output of the function.
 
 What has no name in the standard gets one here, so that a target may have a kernel for it, quantization knows where
 products of activations are, and the log misses nothing. Inlined, it is what it was.

@@ -34,12 +34,12 @@ def model(body: str, inputs: str = "float[B, S, 8] x", output: str = "B, S, 8", 
 def cases(graph: ir.Model) -> Iterator[Arrays]:
     random = np.random.default_rng(0)
     for size in ({"B": 1, "S": 1}, {"B": 2, "S": 5}, {"B": 3, "S": 4}):
-        yield {
-            str(value.name): random.standard_normal(
-                [dim if isinstance(dim, int) else size[str(dim.value)] for dim in value.shape or ()]
-            ).astype(np.float32)
-            for value in graph.graph.inputs
-        }
+        feeds: Arrays = {}
+        for value in graph.graph.inputs:
+            shape = [dim if isinstance(dim, int) else size[str(dim.value)] for dim in value.shape or ()]
+            array: np.ndarray = random.standard_normal(shape).astype(np.float32)
+            feeds[str(value.name)] = array > -0.5 if value.dtype == ir.DataType.BOOL else array
+        yield feeds
 
 
 def unified(graph: ir.Model) -> ir.Model:
@@ -69,6 +69,30 @@ UNIFIED: dict[str, tuple[ir.Model, str, int]] = {
     "exponentials that are read elsewhere": (
         model(f"{EXP} d = Div(e, t) y = Add(d, e)"),
         "Add(Softmax(x), Exp(x))",
+        -1,
+    ),
+    "its logarithm": (model("l = LogSoftmax<axis = 1>(x) y = Exp(l)"), "Softmax(x)", 1),
+    "the logarithm of its sum": (model("l = ReduceLogSumExp(x, last) d = Sub(x, l) y = Exp(d)"), "Softmax(x)", -1),
+    "divided behind the product": (
+        model(
+            f"{MAX} d = Sub(x, m) e = Exp(d) t = ReduceSum(e, last) o = MatMul(e, z) y = Div(o, t)",
+            "float[B, S, 8] x, float[B, 8, 8] z",
+        ),
+        "MatMul(Softmax(x), z)",
+        -1,
+    ),
+    "masked by a constant": (
+        model("a = Exp(x) e = Mul(a, kept) t = ReduceSum(e, last) y = Div(e, t)"),
+        "Softmax(Where(Cast(kept), x, -inf))",
+        -1,
+    ),
+    "masked": (
+        model(
+            f"{MAX} d = Sub(x, m) a = Exp(d) f = Cast<to = 1>(allowed) e = Mul(f, a)"
+            " t = ReduceSum(e, last) y = Div(e, t)",
+            "float[B, S, 8] x, bool[B, 1, 8] allowed",
+        ),
+        "Softmax(Where(allowed, x, -inf))",
         -1,
     ),
     "a shift that varies along the axis": (
@@ -135,9 +159,21 @@ STAYS: dict[str, tuple[ir.Model, list[str]]] = {
         model(f"{EXP} u = Add(t, tiny) y = Div(e, u)"),
         ["Exp", "ReduceSum", "Add", "Div"],
     ),
-    "masked exponentials": (
-        model("a = Exp(x) e = Mul(a, kept) t = ReduceSum(e, last) y = Div(e, t)"),
+    "exponentials with factors": (
+        model("a = Exp(x) e = Mul(a, z) t = ReduceSum(e, last) y = Div(e, t)", "float[B, S, 8] x, float[8] z"),
         ["Exp", "Mul", "ReduceSum", "Div"],
+    ),
+    "masked in the sum alone": (
+        model("a = Exp(x) e = Mul(a, kept) t = ReduceSum(e, last) y = Div(a, t)"),
+        ["Exp", "Mul", "ReduceSum", "Div"],
+    ),
+    "the logarithm of another sum": (
+        model("l = ReduceLogSumExp(z, last) d = Sub(x, l) y = Exp(d)", "float[B, S, 8] x, float[B, S, 8] z"),
+        ["ReduceLogSumExp", "Sub", "Exp"],
+    ),
+    "a product over another axis": (
+        model("e = Exp(x) t = ReduceSum(e, one) o = MatMul(e, z) y = Div(o, t)", "float[8, 8, 8] x, float[8, 8] z"),
+        ["Exp", "ReduceSum", "MatMul", "Div"],
     ),
     "the mean": (model("e = Exp(x) t = ReduceMean(e, last) y = Div(e, t)"), ["Exp", "ReduceMean", "Div"]),
     "the sum over the exponentials": (model(f"{EXP} y = Div(t, e)"), ["Exp", "ReduceSum", "Div"]),
