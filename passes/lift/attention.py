@@ -265,7 +265,9 @@ def _operands(pattern: Pattern) -> Operands:
     masks = [
         _mask(mask, value, pattern, heads, sizes, query.dtype) for mask, value in zip(scores.masks, simple, strict=True)
     ]
-    leaves += _sources(simple, [*scores.flags, *weights.flags])
+    judged = scores.product.outputs[:1]  # what is told by the scores themselves is no mask of its own
+    flags = [flag for flag in (*scores.flags, *weights.flags) if not follows_from(flag, judged)]
+    leaves += _sources(simple, flags)
     key, value = cast(key, query.dtype, end), cast(value, query.dtype, end)
     return Operands(query, key, value, masks, scale, heads, sizes, leaves)
 

@@ -22,7 +22,8 @@ from .enclose import between, enclose, exits
 from .values import consumers, is_constant, producer, rank
 
 STEPS = 48  # nodes around a softmax among which its products are sought
-BORDERS = frozenset({"Shape", "TopK", "LayerNormalization", "RMSNormalization"})
+NORMS = {f"{kind}Normalization" for kind in ("Layer", "RMS", "Group", "Batch", "Instance")}
+BORDERS = frozenset({"Shape", "TopK", *NORMS})
 
 
 def enclose_attention(model: ir.Model, softmax: ir.Node, name: str) -> list[ir.Node] | None:

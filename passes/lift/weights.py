@@ -69,10 +69,8 @@ class WeightReader:
         if node.op_type in ("Mul", "Div"):
             self._gate(node)
         elif node.op_type == "Where" and self._is_zeroed(node):
-            judges = _judges(node.inputs[0])
-            if not any(judge.op_type.startswith("Reduce") for judge in judges):  # else it is told by the scores
-                self.flags += [value for value in node.inputs[:1] if value is not None]
-            self._pass(*judges, node, "zeroed weights")
+            self.flags += [value for value in node.inputs[:1] if value is not None]
+            self._pass(*_judges(node.inputs[0]), node, "zeroed weights")
         elif node.op_type == "Transpose":
             self.frame = transposed(self.frame, node)
             self._pass(node)

@@ -296,12 +296,23 @@ SPELLINGS: dict[str, tuple[Graph, str, float, str]] = {
         1.0,
         "Where mask, zeroed weights",
     ),
-    "a guard that looks at the scores": (
+    "weights zeroed by a mask that is part of the bias": (
+        Graph(
+            "f = Cast<to = 1>(allowed) m = Where(allowed, zero, lowest) b = Add(m, bias)"
+            " p = MatMul(Q, Kt) s = Add(p, b)",
+            "bool[B, 1, 1, T] allowed, float[2, S, T] bias",
+            weights="r = Softmax<axis = -1>(s) w = Mul(r, f)",
+        ),
+        f"{QKV}, Add(Where(allowed, 0, -3.4e+38), bias))",
+        1.0,
+        "added mask, zeroed weights",
+    ),
+    "weights zeroed where all scores are -inf": (
         Graph(
             "p = MatMul(Q, Kt) s = Where(allowed, p, inf)",
             "bool[B, 1, S, T] allowed",
             weights="""r = Softmax<axis = -1>(s) e = Equal(s, inf) i = Cast<to = 7>(e) a = ReduceMin(i, minus)
-                none = Cast<to = 9>(a) w = Where(none, zero, r)""",
+                b = Cast<to = 9>(a) w = Where(b, zero, r)""",
         ),
         f"{QKV}, allowed)",
         1.0,

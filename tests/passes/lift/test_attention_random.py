@@ -55,6 +55,7 @@ class Speller:
     inputs: list[str] = field(default_factory=list)
     used: dict[str, None] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)  # boolean masks [.., T] that were applied, True where allowed
+    read: str = ""  # what a Softmax reads
 
     def __post_init__(self) -> None:
         self.keys = self.pick("T", "T", "S")
@@ -172,6 +173,11 @@ class Speller:
         return self.emit("Mul", rest, str(self.pick("low", "lowest")))
 
     def masked(self, scores: str) -> str:
+        if not self.swapped and not self.flags and self.chance(0.15):  # scores * mask + (1 - mask) * low
+            self.flags.append(self.allowed("and"))
+            kept = self.emit("Cast", self.flags[-1], to=1)
+            rest = self.emit("Mul", self.emit("Sub", "one", kept), "low")
+            return self.emit("Add", self.emit("Mul", scores, kept), rest)
         if self.chance(0.4):
             self.flags.append(self.allowed("and"))
             mask = self.as_scores(self.flags[-1])
@@ -229,6 +235,7 @@ class Speller:
             shifted = self.emit("Sub", scores, self.emit("ReduceMax", scores, along))
             power = self.emit("Exp", shifted)
             return self.emit("Div", power, self.emit("ReduceSum", power, along))
+        self.read = scores
         weights = self.emit("Softmax", scores, axis=axis)
         return self.emit("Cast", weights, to=1) if self.chance(0.1) else weights
 
@@ -236,9 +243,13 @@ class Speller:
         """The product with V, as [B, H, S, width] or merged."""
         whole = not self.merged or self.split
         for _ in range(int(self.pick(0, 0, 1, 2))):
-            kind = self.pick("guard", "idle", "same", "scale", "gate", "zeroed")
+            kind = self.pick("guard", "judged", "idle", "same", "scale", "gate", "zeroed", "zeroed")
             if kind == "guard":
                 weights = self.emit("Where", self.emit("IsNaN", weights), "zero", weights)
+            elif kind == "judged" and self.read and not self.swapped:  # all scores of a row are -inf
+                none = self.emit("Cast", self.emit("Equal", self.read, "inf"), to=7)
+                none = self.emit("Cast", self.emit("ReduceMin", none, "n-1"), to=9)
+                weights = self.emit("Where", none, "zero", weights)
             elif kind == "idle":
                 weights = self.emit("Dropout", weights, "zero", "off")
             elif kind == "same":
@@ -249,7 +260,10 @@ class Speller:
                 gate = self.pick("temperatures", self.take(f"gate{len(self.inputs)}", "float", "B", 4, "S", 1))
                 weights = self.emit("Mul", weights, str(gate))
             elif kind == "zeroed" and self.flags and not self.swapped:
-                weights = self.emit("Where", self.flags[-1], weights, "zero")
+                if self.chance(0.5):
+                    weights = self.emit("Where", self.flags[-1], weights, "zero")
+                else:
+                    weights = self.emit("Mul", weights, self.emit("Cast", self.flags[-1], to=1))
         if self.merged and self.split:
             shape = self.emit("Concat", "n-1", self.size("S"), self.size(str(self.keys)), axis=0)
             weights = self.emit("Reshape", weights, shape)
