@@ -34,7 +34,7 @@ from ..sites import inherit
 from .custom_attention import enclose_attention, products_around
 from .frames import Group
 from .masks import conjuncts, expand, join, narrow, negate, simplify
-from .operands import Heads, Sizes, bring, bring_mask, cast, restore, swapped, unrepeated
+from .operands import Heads, Sizes, bring, bring_mask, cast, is_one_group, restore, squeeze, swapped, unrepeated
 from .scores import CUSTOM, Factor, Mask, ScoreReader, Scores, unscaled
 from .sized_masks import Says, says
 from .values import add_constant, consumers, dim, dims, follows_from, insert, rank, shape_only
@@ -246,7 +246,8 @@ def _operands(pattern: Pattern) -> Operands:
         if scale_of_value != 1:
             raise MisfitError("V is scaled before it is transposed")
     lead, behind = scores.leads[0], weights.frame.sizes("lead")
-    heads = Heads.of([*scores.leads, behind], query)
+    grouped = lead == behind and lead[2:] not in ((), (1,)) and is_one_group(key) and is_one_group(value)
+    heads = Heads(lead[:1], lead[1:]) if grouped else Heads.of([*scores.leads, behind], query)
     found = [mask.value for mask in scores.masks]
     sizes = Sizes(end, [query, key, value, *found])
     fewer = len(lead) == 2 == len(behind)
@@ -254,8 +255,11 @@ def _operands(pattern: Pattern) -> Operands:
     query = bring(query, lead, heads, sizes)
     leaves = [query, *(factor.value for factor in scores.factors)]
     read = [key, value]
-    key = bring(key, lead, heads, sizes, one_head=one)
-    value = bring(value, behind, heads, sizes, one_head=one)
+    if grouped:  # the heads of Q in groups, a head of K and V for each
+        key, value = squeeze(key, [2], sizes), squeeze(value, [2], sizes)
+    else:
+        key = bring(key, lead, heads, sizes, one_head=one)
+        value = bring(value, behind, heads, sizes, one_head=one)
     for factor in scores.factors:
         query = _times(query, factor, pattern.keys, heads, sizes)
     few = _fewer_heads(query, key, value)

@@ -14,6 +14,7 @@ layers readable.
 
 from __future__ import annotations
 
+import math
 from string import ascii_letters
 
 import numpy as np
@@ -94,16 +95,23 @@ def _product(node: ir.Node, left: str, right: str, out: str) -> ir.Value:
     columns = "".join(label for label in right if label not in left)
     sizes = Sizes(node, [a, b])
     rows = [label for label in left if label not in right]
-    lead: list[str] = []
-    if any(label in right and label in out for label in left):  # a batch: all rows but the last are broadcast with it
-        *outer, row = sorted(rows, key=out.index)
-        lead, rows = [label for label in out if label in outer or (label in left and label in right)], [row]
+    lead = [label for label in left if label in right and label in out]
+    if lead:  # all rows but the last are broadcast with the batch
+        # in the order that they have where there are more elements: that is not transposed then
+        order = left if _longest(summed, size) > _longest(columns, size) else out
+        *outer, row = sorted(rows, key=order.index)
+        lead, rows = sorted([*lead, *outer], key=order.index), [row]
     first = _view(sizes, a, left, [*lead, *rows, summed])
     second = _view(sizes, b, right, [*(label for label in lead if label in right), summed, columns])
     made = insert(node, "MatMul", [first, _spaced(sizes, second, [label in right for label in lead])])
     labels = [*lead, *rows, columns]
     made.type, made.shape = node.outputs[0].type, ir.Shape([_one(label, size) for label in labels])
     return _spread(sizes, made, labels, out, size)
+
+
+def _longest(labels: str, size: dict[str, Dim]) -> float:
+    """The largest size of `labels`; one that the inputs bring is larger than any number."""
+    return max(float(known) if isinstance(known := size[label], int) else math.inf for label in labels)
 
 
 def _spaced(sizes: Sizes, value: ir.Value, has: list[bool]) -> ir.Value:

@@ -183,9 +183,9 @@ def restore(made: ir.Value, lead: Dims, heads: Heads, sizes: Sizes) -> ir.Value:
     if len(lead) == 2:
         return made
     if heads == Heads((1,), (1,)) and not lead:
-        return _squeeze(made, [0, 1], sizes)
+        return squeeze(made, [0, 1], sizes)
     if len(lead) == 1 and heads.heads == (1,):
-        return _squeeze(made, [1], sizes)
+        return squeeze(made, [1], sizes)
     own = Sizes(sizes.before, [made, *sizes.sources])
     shape = own.vector([*((size,) for size in lead), *((size,) for size in tail)])
     return _shaped(insert(sizes.before, "Reshape", [made, shape]), made, [*lead, *tail])
@@ -261,7 +261,17 @@ def unsqueeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
     return _shaped(insert(sizes.before, "Unsqueeze", [value, sizes._constant(axes)]), value, made)
 
 
-def _squeeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+def is_one_group(value: ir.Value) -> bool:
+    """Whether K or V is [batch, groups, 1, length, size]."""
+    return rank(value) == 5 and dim(value, 2) == 1
+
+
+def squeeze(value: ir.Value, axes: list[int], sizes: Sizes) -> ir.Value:
+    """`value` without `axes`, all of them of one."""
+    node = producer(value, "Unsqueeze")
+    known = constant(node.inputs[1]) if node is not None else None
+    if node is not None and node.inputs[0] is not None and known is not None and known.tolist() == axes:
+        return node.inputs[0]
     left = [size for axis, size in enumerate(dims(value) or []) if axis not in axes]
     return _shaped(insert(sizes.before, "Squeeze", [value, sizes._constant(axes)]), value, left)
 
@@ -273,8 +283,14 @@ def _shaped(made: ir.Value, like: ir.Value, shape: Sequence[Dim]) -> ir.Value:
 
 def swapped(value: ir.Value, before: ir.Node) -> tuple[ir.Value, float]:
     """`value` with its last two axes swapped, and the factor that it was multiplied by before it was transposed."""
-    node = producer(value, "Transpose", "Reshape")
+    node = producer(value, "Transpose", "Reshape", "Unsqueeze")
     own = rank(value) or 0
+    if node is not None and node.op_type == "Unsqueeze":
+        axes = constant(node.inputs[1])
+        if node.inputs[0] is not None and axes is not None and 0 <= axes.min() <= axes.max() < own - 2:
+            turned, scale = swapped(node.inputs[0], before)
+            return unsqueeze(turned, axes.tolist(), Sizes(before)), scale
+        node = None
     if node is not None and node.op_type == "Transpose":
         source, scale = unscaled(node.inputs[0])
         perm = list(node.attributes.get_ints("perm") or range(own)[::-1])

@@ -104,6 +104,18 @@ LAYOUTS: dict[str, tuple[str, str, str]] = {
            y = Einsum<equation = "bhij,bjhd->bihd">(w, v)""",
         "B, S, 2, 8",
     ),
+    "heads of Q in groups": (
+        "float[B, S, 2, 3, 8] q, float[B, T, 2, 8] k, float[B, T, 2, 8] v, bool[B, 1, 1, S, T] allowed",
+        """p = Einsum<equation = "bighd,bjgd->bghij">(q, k) s = Where(allowed, p, lowest) w = Softmax(s)
+           y = Einsum<equation = "bghij,bjgd->bighd">(w, v)""",
+        "B, S, 2, 3, 8",
+    ),
+    "one head for all by Einsum": (
+        "float[B, S, 2, 8] q, float[B, T, 8] k, float[B, T, 8] v, bool[S, T] allowed",
+        """p = Einsum<equation = "bihd,bjd->bhij">(q, k) s = Where(allowed, p, lowest) w = Softmax(s)
+           y = Einsum<equation = "bhij,bjd->bihd">(w, v)""",
+        "B, S, 2, 8",
+    ),
     "shifted windows": (  # [B*4, 2, 4, 4] seen as [B, 4, 2, 4, 4] for a mask of each window
         "float[W, 2, 4, 8] q, float[W, 2, 4, 8] k, float[W, 2, 4, 8] v, float[2, 4, 4] bias, float[4, 4, 4] shift",
         f"""kt = {T4}(k) p = MatMul(q, kt) a = Add(p, bias) five = Concat<axis = 0>(m1, four, two, four, four)
@@ -215,6 +227,16 @@ def test_heads_that_are_tiled_in_another_order_stay_repeated(compare: Compare) -
     assert node.inputs[1] is not None
     assert node.inputs[1].producer() is not None
     compare(graph, lifted.model, cases(graph), RTOL, ATOL)
+
+
+FEW = {"heads of Q in groups": (6, 2), "one head for all by Einsum": (2, 1)}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_heads_of_k_and_v_are_not_repeated(name: str) -> None:
+    """Numbers of the heads of Q and of K and V."""
+    (node,) = [node for node in lift(model(*LAYOUTS[name])).model.graph if node.op_type == "Attention"]
+    assert tuple(value.shape[1] for value in node.inputs[:2] if value is not None and value.shape) == FEW[name]
 
 
 RANGE = """l = Shape<start = 2, end = 3>(q) n = Squeeze(l) r = Range(i0, n, i1)

@@ -76,6 +76,11 @@ UNFOLDED: dict[str, tuple[ir.Model, str, str]] = {
         "MatMul(Transpose(b), Unsqueeze(Transpose(a)))",
         "[B,2,S,T]",
     ),
+    "labels of weights broadcast, which are larger than the result": (
+        model("bghij,bgjd->bighd", "B, 2, 3, S, T", "B, 2, T, 8", "B, S, 2, 3, 8"),
+        "Transpose(MatMul(a, Unsqueeze(b)))",
+        "[B,S,2,3,8]",
+    ),
     "labels broadcast in front of the batch": (
         model("bihd,jhd->bhij", "B, S, 2, 8", "T, 2, 8", "B, 2, S, T"),
         "MatMul(Transpose(a), Transpose(b))",
