@@ -137,7 +137,12 @@ def optimize(
     spec = _load(source, allow_code).spec
     done = optimize_graph(to_onnx(spec, opset), target)
     sites = site_records(done.log)
-    _write_graph(done.model, out, as_json, {"job": str(done.job), "sites": [site.model_dump() for site in sites]})
+    _write_graph(
+        done.model,
+        out,
+        as_json,
+        {"job": str(done.job), "sites": [site.model_dump() for site in sites], "proofs": done.lifted.prover.cost()},
+    )
     if explain and not as_json:
         print_result(*explain_sites(sites, str(done.lifted.prover)))
 

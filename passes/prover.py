@@ -59,6 +59,10 @@ class Prover:
     asked: int = 0
     seconds: float = 0.0
 
+    def cost(self) -> dict[str, float]:
+        """Proofs asked for, those that were run since no equal site had one, and the seconds they took."""
+        return {"asked": self.asked, "run": len(self.proofs), "seconds": round(self.seconds, 3)}
+
     def __str__(self) -> str:
         """What proving cost, in words."""
         shared = f", {len(self.proofs)} of them run: equal sites share one" if self.asked > len(self.proofs) else ""

@@ -278,6 +278,8 @@ def test_export_optimize_and_build(run: Run, tmp_path: Path) -> None:
     assert json.loads(exported.out)["opset"] == 18
     optimized = run("optimize", "golden.onnx", "--target", "tensorrt:fp16", "--out", "target.onnx", "--json")
     assert json.loads(optimized.out)["ops"]["Cast"] >= 1
+    proofs = json.loads(optimized.out)["proofs"]
+    assert proofs["asked"] >= proofs["run"] >= 0
     onnx.checker.check_model(str(tmp_path / "target.onnx"), full_check=True)
     built = run("build", "golden.onnx", "--target", "ort-cpu:int8-dynamic", "--out", "built")
     assert built.code == 0, built.err
