@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-import onnx_ir as ir
 
 from ..artifact import Artifact
 from ..errors import InputError
 from ..export import load_source, open_reference
+from ..export.onnx_file import read_onnx
 from ..manifest import Verified
 from ..spec import Feeds, ModelSpec
 from .cases import Case, Reference, cases, replay
@@ -37,7 +37,7 @@ def verify(spec: ModelSpec | str | None, artifact: Artifact) -> Verified:
         return verify_recorded(artifact, recorded(artifact))
     spec = load_source(spec).spec
     ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
-    graph = ir.load(artifact.folder / artifact.record.graph)
+    graph = read_onnx(artifact.folder / artifact.record.graph)
     with open_reference(spec) as reference, artifact.open() as session, UndefinedRows(graph) as undefined:
 
         def expected(case: Case) -> dict[str, np.ndarray]:

@@ -145,13 +145,13 @@ class ProvedPass(GraphPass):
             proof = Proof(equal=True)
             if self.prover is not None:
                 proof = self.prover.prove(old, made, map(root, read), kept=kept)
+                said = said or str(proof)
             if not proof.equal:
                 if not quiet:
                     self.log.declined(kind, end, spelling, proof.reason)
                 for index in range(len(new.inputs)):  # it must not stay a reader of what it will not compute
                     new.replace_input_with(index, None)
                 return False
-            said = said or str(proof)
         assert end.graph is not None
         ir.convenience.replace_nodes_and_values(end.graph, end, nodes, [new], olds, new.outputs)
         if not quiet:
@@ -188,7 +188,7 @@ class ProvedPass(GraphPass):
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         end.graph.remove(end, safe=True)
         if not quiet:
-            self.log.lifted(kind, core, spelling, proof=str(proof))
+            self.log.lifted(kind, core, spelling, proof=str(proof) if self.prover is not None else "")
         return True
 
 

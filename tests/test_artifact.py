@@ -199,3 +199,9 @@ def test_recorded_inputs_outside_of_the_folder_are_refused(out: Path, name: str)
     artifact.manifest.golden = name
     with pytest.raises(InputError, match="outside of its folder"):
         _ = artifact.golden
+
+
+def test_a_graph_that_was_changed_is_refused_before_any_loader_sees_it(folder: Path, spec: gw.ModelSpec) -> None:
+    (folder / "model.onnx").write_bytes(b"no graph any more")
+    with pytest.raises(InputError, match="it is no ONNX model, or was cut off"):
+        gw.verify(spec, load(folder))

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..prover import root
+from ..region import LOWEST
 from .values import add_constant, constant, dim, insert, once, producer, rank
 
-LOW = -1e4  # a score plus this or less has no weight: exp(-1e4) is 0 in every float type
+LOW = LOWEST  # exp of it is 0 in every float type
 EXPANDED = "graphwright.mask"  # metadata of an Expand that gave a mask its (query, key) lengths
 DEPTH = 16  # ops between a mask and what it says; spellings of today have up to six
 VIEWS = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Transpose", "Slice", "Gather", "Expand", "Identity"})
