@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from .errors import DeviceError, InputError, UsageError
 from .manifest import FILE, Manifest, TargetRecord, read
@@ -12,7 +15,7 @@ from .spec import Job, pick
 from .store import hash_file
 
 if TYPE_CHECKING:
-    from .runtimes.base import Runtime, Session
+    from .runtimes.base import Runtime, Session, Settings
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Artifact:
             raise InputError(f"{self.folder}: its manifest names {name!r} as recorded inputs, outside of its folder.")
         return self.folder / name if name else None
 
+    def settings(self) -> Settings:
+        """What was set of the target. Raises InputError where the manifest's options are not the target's."""
+        try:
+            return self._runtime().settings.model_validate_json(json.dumps(self.record.options))
+        except ValidationError as error:
+            raise InputError(
+                f"The options of {self.label} in {self.folder} are not of this version: {error}"
+            ) from error
+
     def missing(self) -> str | None:
         """Why it cannot be run here; None if it can."""
         if self.record.status in ("failed", "skipped"):
@@ -62,7 +74,8 @@ class Artifact:
         if reason is not None:
             raise DeviceError(f"{self.label} in {self.folder} cannot run here: {reason}.")
         self.check_files()
-        return self._runtime().open(self.path)
+        runtime = self._runtime()
+        return runtime.open(self.path, self.settings())
 
     def check_files(self) -> None:
         """Raise InputError if a file is missing or not what the manifest says: an engine is native code."""

@@ -56,7 +56,9 @@ def _build(artifact: Artifact) -> None:
     artifact.check_files()
     ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
     start = time.perf_counter()
-    request = BuildRequest(artifact.folder / record.graph, ranges, record.device or target.devices[0])
+    request = BuildRequest(
+        artifact.folder / record.graph, ranges, record.device or target.devices[0], artifact.settings()
+    )
     result = build_in_child(runtime.name, request)
     record.status, record.reason, record.artifact = "built", "", result.artifact
     record.sha256 = {name: digest for name, digest in digests(artifact.folder).items() if name.startswith("model.")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,6 +112,7 @@ class TargetRecord(Record):
     target: str
     precision: Precision
     device: str = ""
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of the target, by name")
     status: Status
     reason: str = ""
     artifact: str = Field(default="", description="file or folder, relative to the manifest")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 from rich.table import Table
@@ -194,6 +195,7 @@ def build(
     target: str = "ort-cpu",
     precision: str = "",
     spec: ModelSpec | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Build a target graph into the folder `out`; a golden graph or an ONNX file is optimized for `target` first.
 
@@ -201,7 +203,7 @@ def build(
     the artifact can be verified later without torch. Raises DeviceError where this machine cannot build it, BuildError
     with the backend's own reason.
     """
-    optimized = graph if isinstance(graph, Optimized) else optimize(graph, target, precision)
+    optimized = graph if isinstance(graph, Optimized) else optimize(graph, target, precision, options=options)
     missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
     if missing is not None:
         raise DeviceError(

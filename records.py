@@ -52,6 +52,7 @@ def describe(job: Job, optimized: Optimized, before: dict[str, dict[str, int]]) 
         target=job.target,
         precision=job.precision,
         device=job.device,
+        options=optimized.settings.model_dump(mode="json"),
         status="lowered",
         sites=counts,
         precision_achieved=count_precisions(optimized.model),

@@ -256,6 +256,15 @@ def _is_range(bounds: object) -> bool:
 
 
 @dataclass(frozen=True)
+class Lowering:
+    """What a graph is lowered for: the job, what the user set of the target, and what was chosen by measuring."""
+
+    job: Job
+    settings: Any = None  # of the target's runtime: an instance of its `Settings`
+    choices: Mapping[str, str] = field(default_factory=dict)  # class of sites -> the form that was measured the fastest
+
+
+@dataclass(frozen=True)
 class Target:
     """A runtime plus its device profiles, the precisions it takes, its legal ops and its plain list of passes."""
 
@@ -264,7 +273,7 @@ class Target:
     precisions: tuple[Precision, ...]
     devices: tuple[str, ...]  # device profiles after the @; the first is the default
     legal: Mapping[str, frozenset[str] | None]  # domain -> op types that the target graph may hold; None: all
-    lower: Callable[[Precision], list[Any]]  # the passes, in order
+    lower: Callable[[Lowering], list[Any]]  # the passes, in order
     needs: str  # what a machine must have to run it, in words
 
 

@@ -85,11 +85,12 @@ def build_stage(optimized: Optimized, ranges: Ranges, folder: Path, store: Store
     runtime, device = RUNTIMES[target.runtime], job.device or target.devices[0]
     graph = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     acting = versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")
-    request = {"job": str(job), "device": device, "graph": graph, "ranges": ranges}
+    settings = optimized.settings.model_dump(mode="json")
+    request = {"job": str(job), "device": device, "graph": graph, "ranges": ranges, "settings": settings}
     stage = key("build", **request, versions=acting, machine=_machine(), own=own_digest())
 
     def write(temp: Path) -> None:
-        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, device))
+        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, device, optimized.settings))
         for file in folder.iterdir():
             if file.name not in graph:
                 copy_file(file, temp / file.name)

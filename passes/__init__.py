@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import collections
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from ..errors import UsageError
+from ..runtimes import Settings
 from ..spec import Calibration, Job
 from .base import Trail
 from .lift import Lifted, lift
 from .lift.functions import inline
-from .lower import TARGETS, lower, parse_job
+from .lower import TARGETS, lower, lowering_of, parse_job, settings_of
 from .quantize import quantize
 from .sites import Site, SiteLog, lowered_to
 
@@ -27,6 +30,7 @@ class Optimized:
     job: Job
     lifted: Lifted
     trail: Trail
+    settings: Settings = field(default_factory=Settings)  # of the target, as the user set them
 
 
 def optimize(
@@ -34,24 +38,26 @@ def optimize(
     target: str = "ort-cpu",
     precision: str = "",
     calibration: Calibration | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Optimized:
     """Lift, quantize and lower a golden graph, an ONNX file, or a graph that is lifted already. Nothing is changed.
 
     `target` is `name[@device][:precision]`; `precision` may be given beside it instead. `calibration` is for precisions
-    that are calibrated. Raises UsageError for unknown names and for an option that does not apply, BuildError if the
-    target cannot say the graph.
+    that are calibrated, `options` are the target's settings by name. Raises UsageError for unknown names and for an
+    option that does not apply, BuildError if the target cannot say the graph.
     """
     if precision and ":" in target:
         raise UsageError(f"The precision is given twice: in target {target!r} and as {precision!r}. Give it once.")
     job = parse_job(f"{target}:{precision}" if precision else target)
     if calibration is not None:
         raise UsageError(f"{job} takes no calibration data: {job.precision} is not calibrated. Leave it out.")
+    lowering = lowering_of(job, options)
     lifted = golden if isinstance(golden, Lifted) else lift(golden)
     trail = Trail()
     model = lifted.model.clone()
     inline(model)  # no target has forms of its own for graphwright's functions yet
     precise = quantize(model, job.precision, trail)
-    return Optimized(lower(precise, job, trail), lifted.log, job, lifted, trail)
+    return Optimized(lower(precise, lowering, trail), lifted.log, job, lifted, trail, lowering.settings)
 
 
 def count_ops(model: ir.Model) -> dict[str, int]:
@@ -89,4 +95,5 @@ __all__ = [
     "lowered_to",
     "optimize",
     "parse_job",
+    "settings_of",
 ]

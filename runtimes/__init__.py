@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import BuildRequest, BuildResult, Runtime, Session, TensorInfo
+from .base import BuildRequest, BuildResult, Runtime, Session, Settings, TensorInfo
 from .ort_cpu import OrtCpu
 from .ort_cuda import OrtCuda
 from .tensorrt import TensorRt
@@ -10,4 +10,4 @@ from .tensorrt_rtx import TensorRtRtx
 
 RUNTIMES: dict[str, Runtime] = {kind.name: kind() for kind in (OrtCpu, OrtCuda, TensorRt, TensorRtRtx)}
 
-__all__ = ["RUNTIMES", "BuildRequest", "BuildResult", "Runtime", "Session", "TensorInfo"]
+__all__ = ["RUNTIMES", "BuildRequest", "BuildResult", "Runtime", "Session", "Settings", "TensorInfo"]

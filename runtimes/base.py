@@ -10,11 +10,21 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from ..errors import InputError
 
 Options = dict[str, str | int | float | bool | list[str]]
 Ranges = Mapping[str, tuple[int, int, int]]
+
+
+class Settings(BaseModel):
+    """What a user may set of a target, in a recipe or with `--option`: every field has a default and a description.
+
+    Each runtime that has settings derives its own; unknown names and wrong types are errors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class BuildRequest:
     graph: Path  # the target graph, ONNX, in the folder that the artifact is made in
     ranges: Ranges = field(default_factory=dict)  # dynamic dim -> min, opt, max
     device: str = ""  # device profile, as in `tensorrt-rtx@sm89`
+    settings: Settings = field(default_factory=Settings)  # of the runtime's own class
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,7 @@ class Runtime(ABC):
     """A backend. Stateless: nothing heavy is imported before `build` or `open`."""
 
     name: ClassVar[str]
+    settings: ClassVar[type[Settings]] = Settings
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -128,5 +140,8 @@ class Runtime(ABC):
         """Build into the folder of `request.graph`. Raises BuildError with the backend's own reason."""
 
     @abstractmethod
-    def open(self, artifact: Path) -> Session:
-        """Open what `build` wrote. Raises DeviceError if another provider runs than the one asked for."""
+    def open(self, artifact: Path, settings: Settings | None = None) -> Session:
+        """Open what `build` wrote, with the settings that it was built with (None: the defaults).
+
+        Raises DeviceError if another provider runs than the one asked for.
+        """

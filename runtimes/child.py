@@ -36,7 +36,13 @@ def build_in_child(runtime: str, request: BuildRequest, command: Sequence[str] =
     Raises what the build raised; BuildError where the process died, ResourceError where it was killed (most often for
     its memory).
     """
-    question = {"runtime": runtime, **asdict(request), "graph": str(request.graph)}
+    question = {
+        "runtime": runtime,
+        "graph": str(request.graph),
+        "ranges": dict(request.ranges),
+        "device": request.device,
+        "settings": request.settings.model_dump(mode="json"),
+    }
     answer, said = ask(command, f"The {runtime} builder", question)
     if "error" in answer:
         # backends give the real reason in their log, and a poor summary as the error
@@ -92,8 +98,9 @@ def _build(question: dict[str, Any]) -> dict[str, Any]:
     runtime = RUNTIMES[question["runtime"]]
     ranges = {dim: tuple(bounds) for dim, bounds in question["ranges"].items()}
     graph = Path(question["graph"])
+    settings = runtime.settings.model_validate_json(json.dumps(question["settings"]))
     with disk_errors(graph.parent):
-        return asdict(runtime.build(BuildRequest(graph, ranges, question["device"])))
+        return asdict(runtime.build(BuildRequest(graph, ranges, question["device"], settings)))
 
 
 def main() -> None:

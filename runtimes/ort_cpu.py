@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import BuildError, DeviceError, InputError
-from .base import BuildRequest, BuildResult, Options, Runtime, Session, TensorInfo
+from .base import BuildRequest, BuildResult, Options, Runtime, Session, Settings, TensorInfo
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -140,7 +140,7 @@ class OrtCpu(Runtime):
         options: Options = {"intra_op_num_threads": cores(), "provider": PROVIDER}
         return BuildResult(request.graph.name, dict([distribution()]), options, optimized_ops(request.graph))
 
-    def open(self, artifact: Path) -> Session:
+    def open(self, artifact: Path, settings: Settings | None = None) -> Session:  # noqa: ARG002 - none yet
         return OrtSession(artifact, [PROVIDER])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import BuildRequest, BuildResult, Runtime, Session
+from .base import BuildRequest, BuildResult, Runtime, Session, Settings
 from .cuda import cuda_missing
 from .ort_cpu import OrtSession, distribution
 
@@ -31,7 +31,7 @@ class OrtCuda(Runtime):
         self.open(request.graph).close()  # proves the provider
         return BuildResult(request.graph.name, dict([distribution()]), {"provider": PROVIDER})
 
-    def open(self, artifact: Path) -> Session:
+    def open(self, artifact: Path, settings: Settings | None = None) -> Session:  # noqa: ARG002 - none yet
         import onnxruntime as ort
 
         ort.preload_dlls()  # CUDA and cuDNN from site-packages, where pip puts them

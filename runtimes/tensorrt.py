@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import BuildError, DeviceError, InputError
-from .base import BuildRequest, BuildResult, Options, Runtime, Session, TensorInfo
+from .base import BuildRequest, BuildResult, Options, Runtime, Session, Settings, TensorInfo
 from .cuda import cuda_missing
 
 ENGINE = "model.engine"
@@ -70,7 +70,7 @@ class TensorRt(Runtime):
     def _device(self, request: BuildRequest) -> Options:
         return {"device": request.device or "this machine's GPU"}
 
-    def open(self, artifact: Path) -> Session:
+    def open(self, artifact: Path, settings: Settings | None = None) -> Session:  # noqa: ARG002 - none yet
         reason = self.missing()
         if reason is not None:
             # deserialising without a device ends the process, so this must not be tried

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+from pydantic import ValidationError
 
-from ...errors import BuildError
-from ...spec import PRECISIONS, Job, Precision, Target, pick
+from ...errors import BuildError, UsageError
+from ...runtimes import RUNTIMES, Settings
+from ...spec import PRECISIONS, Job, Lowering, Precision, Target, pick
 from ..base import Trail, run
 from ..sites import path_of
 from . import ort_cpu, ort_cuda, tensorrt, tensorrt_rtx
@@ -35,11 +40,34 @@ def parse_job(text: str) -> Job:
     return Job(name, precision, device)
 
 
-def lower(model: ir.Model, job: Job, trail: Trail | None = None) -> ir.Model:
+def settings_of(job: Job, options: Mapping[str, Any]) -> Settings:
+    """The settings of the job's target with `options` in place of the defaults.
+
+    Raises UsageError that names each option that the target does not have (with the nearest) or that does not fit.
+    """
+    kind = RUNTIMES[TARGETS[job.target].runtime].settings
+    for name in options:
+        pick(f"option for {job.target}", name, kind.model_fields)
+    try:
+        return kind.model_validate(dict(options))
+    except ValidationError as error:
+        wrong = [
+            f"option {'.'.join(map(str, each['loc']))} of {job.target}: {each['msg']}, but is {each['input']!r}"
+            for each in error.errors()
+        ]
+        raise UsageError(f"{'; '.join(wrong)}.") from error
+
+
+def lowering_of(job: Job, options: Mapping[str, Any] | None = None) -> Lowering:
+    """The lowering for `job`, with `options` in place of the target's defaults. Raises UsageError as `settings_of`."""
+    return Lowering(job, settings_of(job, options or {}))
+
+
+def lower(model: ir.Model, lowering: Lowering, trail: Trail | None = None) -> ir.Model:
     """`model` in the dialect of the job's target, changed in place. Raises BuildError for an op that it cannot say."""
-    target = TARGETS[job.target]
+    target = TARGETS[lowering.job.target]
     # last: weights that quantization replaced must not travel on, and what was made in a body gets a name of its own
-    run(model, [*target.lower(job.precision), RemoveUnusedNodesPass(), NameFixPass()], trail)
+    run(model, [*target.lower(lowering), RemoveUnusedNodesPass(), NameFixPass()], trail)
     check_legal(model, target)
     return model
 
@@ -56,4 +84,4 @@ def check_legal(model: ir.Model, target: Target) -> None:
         raise BuildError(f"{target.name} has no form for {'; '.join(wrong[:3])}{more}.")
 
 
-__all__ = ["TARGETS", "check_legal", "lower", "parse_job"]
+__all__ = ["TARGETS", "check_legal", "lower", "lowering_of", "parse_job", "settings_of"]

@@ -12,7 +12,7 @@ import pytest
 from graphwright.errors import BuildError, UsageError
 from graphwright.passes import TARGETS, optimize, parse_job
 from graphwright.passes.base import Trail
-from graphwright.passes.lower import check_legal, lower
+from graphwright.passes.lower import check_legal, lower, lowering_of
 from graphwright.passes.lower.attention import CheckAttention
 from graphwright.spec import PATH, SITE, Job
 
@@ -93,7 +93,7 @@ def test_ops_outside_of_the_table_are_named_with_their_paths() -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_op_of_another_domain_is_refused(target: str) -> None:
     with pytest.raises(BuildError, match=rf"^{target} has no form for custom\.Mystery at "):
-        lower(make("y = custom.Mystery(x)"), parse_job(target))
+        lower(make("y = custom.Mystery(x)"), lowering_of(parse_job(target)))
 
 
 def test_a_body_is_checked_too() -> None:
@@ -104,7 +104,9 @@ def test_a_body_is_checked_too() -> None:
     with pytest.raises(BuildError, match=r"custom\.Mystery"):
         check_legal(model, TARGETS["ort-cpu"])
     with pytest.raises(BuildError, match=r"^tensorrt has no form for Bernoulli at "):
-        lower(make(body % "b = Bernoulli(x)", "float[B] x, bool flag", "float[B] y"), parse_job("tensorrt"))
+        lower(
+            make(body % "b = Bernoulli(x)", "float[B] x, bool flag", "float[B] y"), lowering_of(parse_job("tensorrt"))
+        )
 
 
 QKV = "float[B, 2, S, 8] q, float[B, 2, S, 8] k, float[B, 2, S, 8] v, bool[B, 1, S, S] m, float[B, 2, P, 8] pk"
@@ -121,15 +123,15 @@ def test_an_attention_that_tensorrt_refuses_is_named(body: str) -> None:
     model.graph.node(0).metadata_props[PATH] = "encoder.0"
     message = f"^TensorRT's parser does not take the Attention at encoder.0: {REFUSED[body]}.$"
     with pytest.raises(BuildError, match=message):
-        lower(model, parse_job("tensorrt"))
-    lower(model, parse_job("ort-cpu"))  # ONNX Runtime takes all of them
+        lower(model, lowering_of(parse_job("tensorrt")))
+    lower(model, lowering_of(parse_job("ort-cpu")))  # ONNX Runtime takes all of them
 
 
 def test_an_attention_in_a_body_is_checked_too() -> None:
     body = """y = If (flag) <then_branch = t () => (float[B, 2, S, 8] a) { a = Attention <is_causal = 1> (q, k, v, m) },
                              else_branch = e () => (float[B, 2, S, 8] b) { b = Relu(q) }>"""
     with pytest.raises(BuildError, match="is_causal together with a mask"):
-        lower(make(body, f"{QKV}, bool flag", "float[B, 2, S, 8] y"), parse_job("tensorrt-rtx"))
+        lower(make(body, f"{QKV}, bool flag", "float[B, 2, S, 8] y"), lowering_of(parse_job("tensorrt-rtx")))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_other_attentions_pass_the_check(body: str) -> None:
 
 def test_lowering_leaves_out_what_nothing_reads_and_says_what_ran() -> None:
     model, trail = make("a = Neg(x)  y = Relu(x)"), Trail()
-    assert lower(model, parse_job("tensorrt"), trail) is model
+    assert lower(model, lowering_of(parse_job("tensorrt")), trail) is model
     assert [node.op_type for node in model.graph] == ["Relu"]
     assert not model.graph.initializers
     assert [(step.name, step.modified) for step in trail.steps] == [

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from graphwright.passes import lift, optimize, parse_job
-from graphwright.passes.lower import lower
+from graphwright.passes.lower import lower, lowering_of
 from graphwright.passes.quantize.dynamic_int8 import DynamicInt8, quantize_columns
 from graphwright.runtimes.ort_cpu import optimized_ops
 from graphwright.spec import PATH
@@ -128,7 +128,7 @@ def test_products_of_one_x_share_its_quantization(run: Run, spell: Spell) -> Non
 def test_a_matrix_of_two_layers_is_kept_once(run: Run) -> None:
     w = weights(K, N)
     model = make("z = Neg(x)  a = MatMul(x, w)  b = MatMul(z, w)  y = Sub(a, b)", w=w)
-    after = lower(quantized(model), parse_job("ort-cpu:int8-dynamic"))
+    after = lower(quantized(model), lowering_of(parse_job("ort-cpu:int8-dynamic")))
     assert sorted(after.graph.initializers) == ["w.int8", "w.scale"]
     x = weights(2, 3, K, seed=2)
     np.testing.assert_allclose(run(after, {"x": x})["y"], linear(x, w) - linear(-x, w), rtol=RTOL, atol=2 * ATOL)
@@ -222,7 +222,7 @@ def test_a_layer_in_the_body_of_an_if_is_quantized_there(run: Run) -> None:
         ", bool flag",
         w=w,
     )
-    after = lower(quantized(model), parse_job("ort-cpu:int8-dynamic"))
+    after = lower(quantized(model), lowering_of(parse_job("ort-cpu:int8-dynamic")))
     assert "MatMul" not in [node.op_type for node in after.graph.all_nodes()]
     assert "w" not in after.graph.initializers
     x = weights(2, 3, K, seed=2)
