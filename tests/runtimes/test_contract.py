@@ -189,7 +189,8 @@ def test_a_build_for_the_cpu_is_the_graph_itself(graph: Path) -> None:
     built = RUNTIMES["ort-cpu"].build(BuildRequest(graph))
     assert built.artifact == "model.onnx"
     assert built.versions == dict([distribution()])
-    assert built.options == {"intra_op_num_threads": cores(), "provider": "CPUExecutionProvider"}
+    assert built.options["threads"] == cores()
+    assert built.options["provider"] == "CPUExecutionProvider"
     assert built.ops["Gather"] == 1
     assert [path.name for path in graph.parent.iterdir()] == ["model.onnx"], "nothing else is left there"
 
