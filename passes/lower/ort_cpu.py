@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from ...spec import Target
+from typing import Any
+
+from ...spec import Lowering, Target
+from ..lift.reshapes import FoldReshapes
+from .heads import MergeHeads
 from .older import UseOlderKernels
+from .rows import FlattenRows
+
+
+def _passes(lowering: Lowering) -> list[Any]:  # noqa: ARG001
+    return [UseOlderKernels(), MergeHeads(), FoldReshapes(), FlattenRows(), FoldReshapes()]
+
 
 TARGET = Target(
     name="ort-cpu",
@@ -13,6 +23,6 @@ TARGET = Target(
     # every standard op has a kernel or a function body, classical models' too; contrib ops are ONNX Runtime's own to
     # fuse at load
     legal={"": None, "ai.onnx.ml": None},
-    lower=lambda _: [UseOlderKernels()],
+    lower=_passes,
     needs="onnxruntime",
 )
