@@ -275,6 +275,8 @@ class Target:
     legal: Mapping[str, frozenset[str] | None]  # domain -> op types that the target graph may hold; None: all
     lower: Callable[[Lowering], list[Any]]  # the passes, in order
     needs: str  # what a machine must have to run it, in words
+    # of a lifted graph: class of sites -> the forms that measuring may choose among, the default first
+    alternatives: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,13 @@ def optimize(
     precision: str = "",
     calibration: Calibration | None = None,
     options: Mapping[str, Any] | None = None,
+    choices: Mapping[str, str] | None = None,
 ) -> Optimized:
     """Lift, quantize and lower a golden graph, an ONNX file, or a graph that is lifted already. Nothing is changed.
 
     `target` is `name[@device][:precision]`; `precision` may be given beside it instead. `calibration` is for precisions
-    that are calibrated, `options` are the target's settings by name. Raises UsageError for unknown names and for an
+    that are calibrated, `options` are the target's settings by name, `choices` what
+    was measured to be the fastest (`tuning.tune`). Raises UsageError for unknown names and for an
     option that does not apply, BuildError if the target cannot say the graph.
     """
     if precision and ":" in target:
@@ -51,7 +53,7 @@ def optimize(
     job = parse_job(f"{target}:{precision}" if precision else target)
     if calibration is not None:
         raise UsageError(f"{job} takes no calibration data: {job.precision} is not calibrated. Leave it out.")
-    lowering = lowering_of(job, options)
+    lowering = lowering_of(job, options, choices)
     lifted = golden if isinstance(golden, Lifted) else lift(golden)
     trail = Trail()
     model = lifted.model.clone()

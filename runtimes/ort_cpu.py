@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -47,6 +47,15 @@ class OrtCpuSettings(Settings):
     threads: int | None = Field(default=None, ge=1, le=1024, description="threads of a call; none: the cores available")
     spinning: bool = Field(default=True, description="idle threads wait actively: faster, but takes the cores")
     arena: bool = Field(default=True, description="memory is kept for the next call")
+    attention: Literal["auto", "standard", "multihead", "packed"] = Field(
+        default="auto", description="which op an attention becomes; auto: what was measured, else the standard op"
+    )
+    linear: Literal["auto", "rows", "matmul", "packed"] = Field(
+        default="auto", description="linear layers: Gemm on rows of tokens, MatMul, or those of one input in one"
+    )
+    norm: Literal["auto", "plain", "skip"] = Field(
+        default="auto", description="a residual sum and its norm: two ops, or SkipLayerNormalization"
+    )
     prepacking: bool = Field(default=True, description="weights are laid out anew at load: faster, twice the memory")
 
 

@@ -58,9 +58,11 @@ def settings_of(job: Job, options: Mapping[str, Any]) -> Settings:
         raise UsageError(f"{'; '.join(wrong)}.") from error
 
 
-def lowering_of(job: Job, options: Mapping[str, Any] | None = None) -> Lowering:
+def lowering_of(
+    job: Job, options: Mapping[str, Any] | None = None, choices: Mapping[str, str] | None = None
+) -> Lowering:
     """The lowering for `job`, with `options` in place of the target's defaults. Raises UsageError as `settings_of`."""
-    return Lowering(job, settings_of(job, options or {}))
+    return Lowering(job, settings_of(job, options or {}), choices or {})
 
 
 def lower(model: ir.Model, lowering: Lowering, trail: Trail | None = None) -> ir.Model:

@@ -6,23 +6,43 @@ from typing import Any
 
 from ...spec import Lowering, Target
 from ..lift.reshapes import FoldReshapes
+from .forms import LINEAR, NORM, alternatives, chosen
 from .heads import MergeHeads
+from .multihead import UseMultiHead
 from .older import UseOlderKernels
+from .packed_attention import UsePackedAttention
+from .packed_linear import PackLinears
 from .rows import FlattenRows
+from .skip_norm import FuseSkipNorm
 
 
-def _passes(lowering: Lowering) -> list[Any]:  # noqa: ARG001
-    return [UseOlderKernels(), MergeHeads(), FoldReshapes(), FlattenRows(), FoldReshapes()]
+def _passes(lowering: Lowering) -> list[Any]:
+    form = chosen(lowering)
+    return [
+        UseOlderKernels(),
+        MergeHeads(),
+        FoldReshapes(),
+        UsePackedAttention(form),  # takes linear layers with it, so that it comes before what changes these
+        UseMultiHead(form),
+        *([PackLinears()] if form(LINEAR) == "packed" else []),
+        *([FlattenRows(), FoldReshapes()] if form(LINEAR) != "matmul" else []),
+        *([FuseSkipNorm()] if form(NORM) == "skip" else []),
+    ]
 
+
+CONTRIB_OPS = frozenset(
+    {"MultiHeadAttention", "Attention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
+)
 
 TARGET = Target(
     name="ort-cpu",
     runtime="ort-cpu",
     precisions=("fp32", "int8-dynamic"),  # the CPU has no half-precision products: casts around float32 ones only
     devices=("",),
-    # every standard op has a kernel or a function body, classical models' too; contrib ops are ONNX Runtime's own to
-    # fuse at load
-    legal={"": None, "ai.onnx.ml": None},
+    # every standard op has a kernel or a function body, classical models' too; other contrib ops are ONNX Runtime's own
+    # to fuse at load
+    legal={"": None, "ai.onnx.ml": None, "com.microsoft": CONTRIB_OPS},
     lower=_passes,
     needs="onnxruntime",
+    alternatives=alternatives,
 )

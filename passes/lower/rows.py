@@ -217,7 +217,7 @@ def _twin(
     state.graph.insert_before(node, new)
     outputs = [made] if made is not None else node.outputs
     for old, rows in zip(outputs, new.outputs, strict=True):
-        rows.type, rows.shape = old.type, ir.Shape([None, _width(old)])
+        rows.type, rows.shape = old.type, _row_shape(old)
         state.rows[old] = rows
 
 
@@ -235,12 +235,20 @@ def _rows(state: _State, before: ir.Node, value: ir.Value) -> ir.Value:
     if value not in state.rows:
         target = add_constant(state.graph, f"rows.{_width(value)}", np.array([-1, _width(value)], np.int64))
         made = insert(before, "Reshape", [value, target])
-        made.type, made.shape = value.type, ir.Shape([None, _width(value)])
+        made.type, made.shape = value.type, _row_shape(value)
         state.rows[value] = made
         key = _key(value)
         if _is_lost(state, key):
             state.leading[key] = insert(before, "Shape", [value], start=0, end=len(key))
     return state.rows[value]
+
+
+def _row_shape(value: ir.Value) -> ir.Shape:
+    """As `[batch*length, width]`."""
+    key = _key(value)
+    known = [size for size in key if isinstance(size, int)]
+    rows = int(np.prod(known)) if len(known) == len(key) else "*".join(map(str, key))
+    return ir.Shape([rows, _width(value)])
 
 
 def _is_lost(state: _State, key: Key) -> bool:
