@@ -47,7 +47,7 @@ def export_stage(spec: ModelSpec, opset: int, store: Store) -> Golden:
     graph = onnx_graph(spec, opset)
     if graph is not None:
         model = graph.clone()
-        return Golden(model, _digest_of(model), stored=False)
+        return Golden(model, digest_of(model), stored=False)
     from .export.prove import prove_dynamic
     from .export.trace import convert, digest, trace
 
@@ -154,7 +154,7 @@ def _hash(array: np.ndarray) -> str:
     return hashlib.sha256(header + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _digest_of(model: ir.Model) -> str:
+def digest_of(model: ir.Model) -> str:
     """SHA-256 of the graph. Large weights count by hashes of their own: a protobuf ends at 2 GiB."""
     model = model.clone()
     for value in model.graph.initializers.values():

@@ -329,7 +329,7 @@ def _comparison(own: Samples, base: Samples, reference: str) -> str:
     if rounds < ROUNDS_FLOOR:
         return f"too few rounds ({rounds} of {ROUNDS_FLOOR}) to compare with {reference}: raise --budget"
     ratios = np.array([np.median(b) / np.median(a) for a, b in zip(own.blocks, base.blocks, strict=True)])
-    low, high = _interval(ratios)
+    low, high = interval(ratios)
     middle = float(np.median(ratios))
     if round(low, 2) <= 1 <= round(high, 2):
         return f"no difference shown from {reference} (95% CI {low:.2f} to {high:.2f}, {rounds} rounds)"
@@ -337,7 +337,7 @@ def _comparison(own: Samples, base: Samples, reference: str) -> str:
     return f"{words} {reference} (95% CI {low:.2f} to {high:.2f}, {rounds} rounds)"
 
 
-def _interval(ratios: np.ndarray) -> tuple[float, float]:
+def interval(ratios: np.ndarray) -> tuple[float, float]:
     """95% percentile bootstrap interval of the median; the seed is fixed, so the same samples give the same words."""
     picks = np.random.default_rng(0).integers(0, len(ratios), size=(2000, len(ratios)))
     low, high = np.quantile(np.median(ratios[picks], axis=1), [0.025, 0.975])

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from ..errors import BuildError, DeviceError, InputError
 from .base import BuildRequest, BuildResult, Options, Runtime, Session, Settings, TensorInfo
+from .ort_readback import differences
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -179,7 +180,9 @@ class OrtCpu(Runtime):
             "provider": PROVIDER,
             "fusions off": list(UNWANTED),
         }
-        return BuildResult(request.graph.name, dict([distribution()]), options, optimized_ops(request.graph, settings))
+        made = optimized_ops(request.graph, settings)
+        notes = differences(graph_ops(request.graph), made)
+        return BuildResult(request.graph.name, dict([distribution()]), options, made, notes)
 
     def open(self, artifact: Path, settings: Settings | None = None) -> Session:
         return OrtSession(artifact, [PROVIDER], _own(settings))
@@ -189,9 +192,19 @@ def _own(settings: Settings | None) -> OrtCpuSettings:
     return settings if isinstance(settings, OrtCpuSettings) else OrtCpuSettings()
 
 
+def graph_ops(graph: Path) -> dict[str, int]:
+    """Op types of an ONNX file with their counts; a domain in front of all but ONNX's own."""
+    import onnx
+
+    model = onnx.load_model(str(graph), load_external_data=False)
+    counts = collections.Counter(
+        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node
+    )
+    return dict(counts.most_common())
+
+
 def optimized_ops(graph: Path, settings: OrtCpuSettings | None = None) -> dict[str, int]:
     """Op types of the graph that ONNX Runtime makes of `graph` at load, all optimizations on."""
-    import onnx
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -202,8 +215,4 @@ def optimized_ops(graph: Path, settings: OrtCpuSettings | None = None) -> dict[s
             ort.InferenceSession(str(graph), options, providers=[PROVIDER])
         except Exception as error:
             raise BuildError(f"ONNX Runtime ({PROVIDER}) refuses the graph: {str(error).strip()}") from error
-        optimized = onnx.load_model(options.optimized_model_filepath, load_external_data=False)
-    counts = collections.Counter(
-        f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in optimized.graph.node
-    )
-    return dict(counts.most_common())
+        return graph_ops(Path(options.optimized_model_filepath))

@@ -73,7 +73,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from graphwright.passes import lift
-from graphwright.stages import _digest_of
+from graphwright.stages import digest_of
 
 def resident(line):
     return int(Path("/proc/self/status").read_text().split(line + ":")[1].split()[0]) * 1024
@@ -84,7 +84,7 @@ before = resident("VmRSS")
 lifted = lift(sys.argv[2])
 print(resident("VmHWM") - before)
 assert [site.status for site in lifted.log.sites] == ["lifted"] * int(sys.argv[3]), lifted.log.sites
-assert len(_digest_of(lifted.model)) == 64
+assert len(digest_of(lifted.model)) == 64
 """
 
 
@@ -126,9 +126,9 @@ def test_what_is_lifted_from_disk_computes_the_same(tmp_path: Path, monkeypatch:
 def test_a_large_weight_counts_in_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "HASHED_ABOVE", 0)
     path = save(tmp_path, 2, 16)
-    zeros = stages._digest_of(lift(path).model)
-    assert zeros == stages._digest_of(lift(path).model)
+    zeros = stages.digest_of(lift(path).model)
+    assert zeros == stages.digest_of(lift(path).model)
     with (tmp_path / "model.data").open("r+b") as file:
         file.seek(1500)
         file.write(b"\1")
-    assert stages._digest_of(lift(path).model) != zeros
+    assert stages.digest_of(lift(path).model) != zeros
