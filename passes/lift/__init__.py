@@ -18,6 +18,7 @@ from .fold import Fold
 from .gated import LiftGated
 from .gelu import LiftGelu
 from .group_norm import LiftGroupNorm
+from .index_grid import LiftIndexGrid
 from .infer import InferSymbols
 from .layer_norm import LiftLayerNorm
 from .linear_attention import LiftLinearAttention
@@ -68,6 +69,7 @@ def lift(golden: ir.Model | str | Path) -> Lifted:
         LiftGated(log, prover),  # of the activations that the two before it made
         LiftEmbedding(log, prover),
         LiftRotary(log, prover),
+        LiftIndexGrid(log, prover),  # of masks, before the attentions ask what these say
         LiftAttention(log, prover),
         LiftLinearAttention(log, prover),
         LiftTiedWeights(log, prover),
