@@ -4,7 +4,7 @@
         ->   com.microsoft.Attention(x, [Wq Wk Wv], [bq bk bv], attention_bias = Where(mask, 0, lowest))
 
 Legal cases: 1. those of `multihead`; 2. Q, K and V are linear layers of one x, which nothing else reads: constant
-matrices of rank 2, and biases for all of them or for none.
+matrices of rank 2, and biases for all of them or for none (then zeros).
 
 Source: contrib operators of ONNX Runtime, Attention. Measured on 1.31: its product is twice as slow as MatMul's with a
 matrix laid out at load (8 x 128, 384 wide: 15.9 ms against 7.1 ms in all). So it is chosen by measuring alone.
@@ -53,7 +53,9 @@ def _replace(node: ir.Node, added: dict[ir.Value, ir.Value]) -> bool:
         return False
     assert node.graph is not None
     weights = add_constant(node.graph, f"{node.name}.packed", np.concatenate([layer[1] for layer in layers], axis=1))
-    bias = add_constant(node.graph, f"{node.name}.packed.bias", np.concatenate(biases)) if biases else None
+    # the kernel of 1.31 crashes without a bias, which its schema allows
+    zeros = np.zeros(sum(layer[1].shape[1] for layer in layers), np.float32)
+    bias = add_constant(node.graph, f"{node.name}.packed.bias", np.concatenate(biases) if biases else zeros)
     mask = to_add(node, node.inputs[3], added) if len(node.inputs) > 3 else None
     attributes: dict[str, int | float | list[int]] = {
         "num_heads": node.attributes.get_int("q_num_heads", 0),

@@ -39,8 +39,19 @@ def make(body: str, output: str) -> ir.Model:
         <ir_version: 10, opset_import: ["": 23]>
         masks (bool[B, S] mask) => ({output}) <{CONSTANTS}> {{ {SIZES} {body} }}""")
     ShapeInferencePass()(model)
-    sizes = {"g": ["B", 1, 1, "S"], "q4": [1, 1, "S", 1], "always": [1, 1, "S", 1], "y": ["B", 1, "S", "S"]}
-    known = {"rows": ["B"], "columns": ["S"], "queries": ["S"], "re": ["B", 1, 1, "S"], "ce": ["B", 1, 1, "S"]}
+    sizes: dict[str, list[int | str]] = {
+        "g": ["B", 1, 1, "S"],
+        "q4": [1, 1, "S", 1],
+        "always": [1, 1, "S", 1],
+        "y": ["B", 1, "S", "S"],
+    }
+    known: dict[str, list[int | str]] = {
+        "rows": ["B"],
+        "columns": ["S"],
+        "queries": ["S"],
+        "re": ["B", 1, 1, "S"],
+        "ce": ["B", 1, 1, "S"],
+    }
     for node in model.graph:
         for value in node.outputs:
             if value.name in sizes | known and not value.is_graph_output():
