@@ -9,13 +9,27 @@ import typer
 
 from ..console import print_json, print_result, say
 from ..errors import UsageError
-from .options import AllowOpt, DebugOpt, JsonOpt, OpsetOpt, OutFile, OutFolder, SourceArg, TargetOpt, describe, load
+from .options import (
+    AllowOpt,
+    DebugOpt,
+    JsonOpt,
+    OpsetOpt,
+    OutFile,
+    OutFolder,
+    RangeOpt,
+    SetOpt,
+    SourceArg,
+    TargetOpt,
+    describe,
+    load,
+)
 
 
 def export(
     source: SourceArg,
     out: OutFile,
     opset: OpsetOpt = 23,
+    range_: RangeOpt = None,
     allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
     debug: DebugOpt = False,  # noqa: ARG001
@@ -23,7 +37,7 @@ def export(
     """The golden graph: traced, its dynamic dims proved."""
     from ..export import to_onnx
 
-    loaded = load(source, allow_code)
+    loaded = load(source, allow_code, range_)
     say("\n".join(describe(loaded)))
     _write_graph(to_onnx(loaded.spec, opset), out, as_json, {})
 
@@ -32,6 +46,8 @@ def optimize(
     source: SourceArg,
     out: OutFile,
     target: TargetOpt = "ort-cpu:fp32",
+    option: SetOpt = None,
+    range_: RangeOpt = None,
     explain: Annotated[bool, typer.Option("--explain", help="print every site and what became of it")] = False,
     opset: OpsetOpt = 23,
     allow_code: AllowOpt = False,
@@ -44,10 +60,12 @@ def optimize(
     from ..passes import optimize as optimize_graph
     from ..passes import parse_job
     from ..records import site_records
+    from .given import options_of
 
-    parse_job(target)
-    spec = load(source, allow_code).spec
-    done = optimize_graph(to_onnx(spec, opset), target)
+    job = parse_job(target)
+    options = options_of(option, [job])[job]
+    spec = load(source, allow_code, range_).spec
+    done = optimize_graph(to_onnx(spec, opset), target, options=options)
     sites = site_records(done.log)
     _write_graph(
         done.model,
@@ -63,6 +81,8 @@ def build(
     source: SourceArg,
     out: OutFolder,
     target: TargetOpt = "ort-cpu:fp32",
+    option: SetOpt = None,
+    range_: RangeOpt = None,
     opset: OpsetOpt = 23,
     allow_code: AllowOpt = False,
     as_json: JsonOpt = False,
@@ -74,11 +94,13 @@ def build(
     from ..passes import optimize as optimize_graph
     from ..passes import parse_job
     from ..pipeline import build as build_graph
+    from .given import options_of
 
     check_output(out)
-    parse_job(target)
-    spec = load(source, allow_code).spec
-    made = build_graph(optimize_graph(to_onnx(spec, opset), target), out, spec=spec)
+    job = parse_job(target)
+    options = options_of(option, [job])[job]
+    spec = load(source, allow_code, range_).spec
+    made = build_graph(optimize_graph(to_onnx(spec, opset), target, options=options), out, spec=spec)
     if as_json:
         print_result(made.manifest.model_dump_json(indent=2))
     else:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from ..console import print_json, print_result
 from .options import DebugOpt, JsonOpt
 
@@ -64,11 +68,18 @@ def doctor(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: 
         print_result(tables.plain(("what", "state", "detail"), [(f.name, f.state, f.detail) for f in findings]))
 
 
-def schema(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: ARG001
-    """The JSON Schema of manifest.json."""
+def schema(
+    what: Annotated[str, typer.Argument(help="manifest or recipe")] = "manifest",
+    as_json: JsonOpt = False,  # noqa: ARG001 - it is JSON anyway
+    debug: DebugOpt = False,  # noqa: ARG001
+) -> None:
+    """The JSON Schema of manifest.json, or of recipes."""
     from ..manifest import Manifest
+    from ..recipe_schema import recipe_schema
+    from ..spec import pick
 
-    print_json(Manifest.model_json_schema())
+    schemas = {"manifest": Manifest.model_json_schema, "recipe": recipe_schema}
+    print_json(schemas[pick("schema", what, schemas)]())
 
 
 def clean(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: ARG001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,13 +27,27 @@ OutFile = Annotated[Path, typer.Option("--out", "-o", help="ONNX file to write")
 BudgetOpt = Annotated[float, typer.Option(help="seconds for measuring latency; 0: do not measure")]
 RequireOpt = Annotated[bool, typer.Option("--require", help="exit 5 where a target cannot run here")]
 AllowOpt = Annotated[bool, typer.Option("--allow-code", help="read a .pt2 program, which can run code that is in it")]
+RangeOpt = Annotated[
+    list[str] | None,
+    typer.Option("--range", help="DIM=MIN:OPT:MAX of a dynamic dim, in place of the source's; may be repeated"),
+]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", help="[TARGET.]KEY=VALUE, an option of a target, of `graphwright targets`; may be repeated"
+    ),
+]
 
 
-def load(source: str, allow_code: bool) -> Source:
-    """What `source` names."""
+def load(source: str, allow_code: bool, ranges: list[str] | None = None) -> Source:
+    """What `source` names, with `ranges` in place of its own."""
     from ..export import load_source
+    from .given import ranges_of
 
-    return load_source(source, allow_code=allow_code)
+    given = ranges_of(ranges)
+    loaded = load_source(source, allow_code=allow_code)
+    bounds = {dim: (low, opt, high) for dim, (low, opt, high) in given.items()}
+    return replace(loaded, spec=replace(loaded.spec, ranges={**loaded.spec.ranges, **bounds})) if given else loaded
 
 
 def load_if_given(source: str | None, allow_code: bool) -> ModelSpec | None:

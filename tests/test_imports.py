@@ -24,6 +24,7 @@ FORBIDDEN = {
     "export": {"compare", "pipeline", "commands", "cli"},
     "compare": {"pipeline", "commands", "cli"},
     "recipe": {"pipeline", "commands", "cli"},
+    "recipe_file": {"pipeline", "commands", "cli"},
     "pipeline": {"commands", "cli"},
     "commands": {"cli"},
 }
