@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import InputError
-from .spec import Precision
+from .spec import PRECISIONS, Precision
 from .store import disk_errors
-from .strict import Strict
+from .strict import Strict, invalid, why_not, wrong
 
 VERSION: Literal[1] = 1
 FILE = "manifest.json"
@@ -167,6 +167,14 @@ class Tolerances(Strict):
 
     precisions: dict[Precision, Allowed] = Field(default_factory=dict)
     outputs: dict[str, Allowed] = Field(default_factory=dict)
+
+    @field_validator("precisions", mode="before")
+    @classmethod
+    def _are_known(cls, value: Any) -> Any:
+        unknown = {key: why_not("precision", str(key), PRECISIONS) for key in value} if isinstance(value, dict) else {}
+        if any(unknown.values()):
+            raise invalid(wrong((key,), why) for key, why in unknown.items() if why)
+        return value
 
     def places(self) -> list[tuple[str, Allowed]]:
         """What is set, with what it is for in words."""

@@ -151,7 +151,7 @@ def check_outputs(tolerances: Tolerances, recorded: Recorded) -> None:
     """Raise UsageError for a tolerance of an output that the model does not have, or that must be equal anyway."""
     outputs = recorded[0][1]
     for name in tolerances.outputs:
-        if outputs[pick("output in tolerances", name, outputs)].dtype.kind in "biu":
+        if outputs[pick("output in the tolerances", name, outputs)].dtype.kind in "biu":
             raise UsageError(f"Output {name!r} is {outputs[name].dtype}: it must be equal. Leave its tolerance out.")
 
 

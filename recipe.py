@@ -77,7 +77,9 @@ class Recipe(Strict):
     """A run: all that acts on it."""
 
     source: str = Field(description="file.py:name, package.module:name, Hugging Face folder, model.onnx or model.pt2")
-    targets: tuple[Annotated[RecipeTarget, BeforeValidator(_entry)], ...] = Field(strict=False, min_length=1)
+    targets: tuple[Annotated[RecipeTarget, BeforeValidator(_entry)], ...] = Field(
+        strict=False, json_schema_extra={"minItems": 1}, description="one folder and one row of the report each"
+    )
     out: Path = Field(strict=False, description="output folder")
     opset: int = Field(default=23, ge=18, le=23, description="opset of the golden graph")
     ranges: dict[str, Annotated[tuple[int, int, int], BeforeValidator(_range)]] = Field(
@@ -95,6 +97,8 @@ class Recipe(Strict):
     @classmethod
     def _once(cls, targets: tuple[RecipeTarget, ...]) -> tuple[RecipeTarget, ...]:
         jobs = [str(entry.job) for entry in targets]
+        if not jobs:
+            raise invalid([wrong((), "name at least one target.")])
         double = [index for index, job in enumerate(jobs) if job in jobs[:index]]
         if double:
             raise invalid(wrong((index,), f"Target {jobs[index]} is asked for more than once.") for index in double)
@@ -104,7 +108,7 @@ class Recipe(Strict):
     @classmethod
     def _apply(cls, tolerances: Tolerances, info: ValidationInfo) -> Tolerances:
         asked = {entry.job.precision for entry in info.data.get("targets", ())}
-        idle = [precision for precision in tolerances.precisions if asked and precision not in asked]
+        idle = set(tolerances.precisions) - asked if asked else ()
         if idle:
             raise invalid(wrong(("precisions", each), "no target of this run is of this precision.") for each in idle)
         return tolerances

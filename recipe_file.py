@@ -5,6 +5,7 @@ Paths in a recipe (source, calibration, out) start at its own folder, so that th
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +71,7 @@ def check_save(path: Path) -> None:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write all that acts on a run, defaults filled in. Raises ResourceError where the disk is full."""
-    folder = path.parent.resolve()
+    folder = path.parent.absolute()
     values = recipe.model_dump(mode="json")
     values |= {name: _seen_from(folder, values[name]) for name in PATHS if values[name] is not None}
     values["targets"] = [
@@ -99,7 +100,8 @@ def _replaced(name: str, values: Mapping[str, Any], flags: Mapping[str, Any], lo
         if isinstance(value, dict) and isinstance(old, dict):
             yield from _replaced(name, old, value, here)
         elif key in values and old != value:
-            yield f"{dotted(here)}: {value} as the command line says, in place of {old} in {name}"
+            now, before = (json.dumps(each, default=str) for each in (value, old))
+            yield f"{dotted(here)}: {now} as the command line says, in place of {before} in {name}"
 
 
 def _holds(flags: Any, loc: Loc) -> bool:
@@ -117,7 +119,7 @@ def _from_here(file: Document | None) -> dict[str, Any]:
     """What a file says, its paths as they are seen from the current folder."""
     if file is None:
         return {}
-    folder = Path(file.name).parent.resolve()
+    folder = Path(file.name).parent.absolute()
     paths = {name: file.value[name] for name in PATHS if isinstance(file.value.get(name), str)}
     return {**file.value, **{name: _seen_here(folder, text) for name, text in paths.items()}}
 

@@ -19,7 +19,7 @@ def recipe_schema() -> dict[str, Any]:
         options = RUNTIMES[target.runtime].settings.model_json_schema(
             ref_template=f"#/$defs/{target.name}/$defs/{{model}}"
         )
-        definitions[target.name] = {"title": f"options of {target.name}", **options}
+        definitions[target.name] = {**options, "title": f"options of {target.name}"}
     schema["properties"]["targets"]["items"] = {"oneOf": [_text(), *map(_entry, TARGETS.values())]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "graphwright recipe"}
 

@@ -13,7 +13,14 @@ from .spec import pick
 
 Loc = tuple[int | str, ...]
 SAID = "said"  # the type of an error whose message says all of it
-SHOWN = 60  # characters of a value that does not fit
+PLAIN = {  # pydantic's words where they are Python's
+    "bool_type": "Input should be true or false",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+    "path_type": "Input should be a path",
+    "string_type": "Input should be text",
+    "tuple_type": "Input should be a list",
+}
 
 
 class Strict(BaseModel):
@@ -58,7 +65,7 @@ def why_not(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 def sentences(error: ValidationError, where: Callable[[Loc], str] = lambda _: "") -> list[str]:
     """A sentence for each thing that does not fit: where it stands, its name, what is allowed and what came."""
-    return [f"{where(each['loc'])}{_sentence(each)}" for each in error.errors()]
+    return [f"{where(each['loc'])}{_short(_sentence(each), 600)}" for each in error.errors()]
 
 
 def _sentence(error: ErrorDetails) -> str:
@@ -67,10 +74,14 @@ def _sentence(error: ErrorDetails) -> str:
         return f"{name}: {message}" if name else message
     if kind == "missing":
         return f"{name} is missing."
-    if kind.startswith("bool_"):
-        message = "Input should be true or false"
-    shown = repr(error["input"])
-    return f"{name}: {message}, but is {shown if len(shown) <= SHOWN else shown[:SHOWN] + '...'}."
+    if kind == "value_error":  # of a validator over several values: its own words say all of it
+        return f"{name}: {message.removeprefix('Value error, ')}."
+    message = PLAIN.get(kind, message)
+    return f"{name}: {message}, but is {_short(repr(error['input']), 60)}."
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def dotted(loc: Sequence[int | str]) -> str:

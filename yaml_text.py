@@ -82,7 +82,9 @@ def read_text(text: str, name: str) -> Document:
         place = _place(name, mark.line + 1, mark.column + 1) if mark else name
         raise UsageError(f"{place}: {' '.join(filter(None, (error.context, error.problem)))}.") from error
     except (ValueError, OverflowError) as error:  # PyYAML, of an escape beyond the last character
-        raise UsageError(f"{_place(name, loader.line + 1, loader.column + 1)}: no such character ({error}).") from error
+        raise UsageError(
+            f"{_place(name, loader.line + 1, loader.column + 1)}: an escape names no character."
+        ) from error
     return Document(name, value, marks)
 
 
@@ -117,7 +119,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             _refuse("anchors and aliases are not taken: write the value out", event.start_mark)
         if getattr(event, "tag", None) is not None:
-            _refuse(f"tags are not taken: leave {event.tag} out", event.start_mark)
+            _refuse("tags are not taken: leave it out", event.start_mark)
         if self._depth > MAX_DEPTH or self._count > MAX_VALUES:
             _refuse(f"more than {MAX_DEPTH} levels or {MAX_VALUES} values are not taken", event.start_mark)
         node = super().compose_node(parent, index)

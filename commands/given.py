@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,9 +43,12 @@ def options_of(texts: Sequence[str] | None, jobs: Sequence[Job]) -> dict[Job, di
     has it. Raises UsageError where no target has it, where its value does not fit, or where two say different things.
     """
     found: dict[Job, dict[str, Any]] = {job: {} for job in jobs}
+    example = "ort-cpu.threads=2"
     for text in texts or ():
-        path, value = _split("--option", text, "ort-cpu.threads=2")
-        target, _, key = path.rpartition(".")
+        path, value = _split("--option", text, example)
+        target, dot, key = path.rpartition(".")
+        if dot and not target:
+            raise UsageError(f"--option {text} must be as in --option {example}.")
         for job in _meant(target, key, jobs):
             _once(f"--option for {job}:", key, found[job], _fitting(job, key, value))
     return found
@@ -54,7 +58,8 @@ def with_options(recipe: Recipe, texts: Sequence[str] | None) -> tuple[Recipe, l
     """The recipe with the options that `texts` set; and what they replaced."""
     given = options_of(texts, recipe.jobs)
     notes = [
-        f"{job}: option {key} is {value} as the command line says, in place of {recipe.options[job][key]}"
+        f"{job}: option {key} {json.dumps(value)} as the command line says, in place of "
+        f"{json.dumps(recipe.options[job][key])} in the recipe"
         for job, options in given.items()
         for key, value in options.items()
         if recipe.options[job].get(key, value) != value
@@ -65,7 +70,7 @@ def with_options(recipe: Recipe, texts: Sequence[str] | None) -> tuple[Recipe, l
 
 def in_words(options: Mapping[str, Any]) -> str:
     """`, options threads=2, ...`; '' for none."""
-    return f", options {', '.join(f'{key}={value}' for key, value in options.items())}" if options else ""
+    return f", options {', '.join(f'{key}={json.dumps(value)}' for key, value in options.items())}" if options else ""
 
 
 def _with(entry: RecipeTarget, options: Mapping[str, Any]) -> RecipeTarget:

@@ -33,9 +33,7 @@ RangeOpt = Annotated[
 ]
 SetOpt = Annotated[
     list[str] | None,
-    typer.Option(
-        "--option", help="[TARGET.]KEY=VALUE, an option of a target, of `graphwright targets`; may be repeated"
-    ),
+    typer.Option("--option", help="[TARGET.]KEY=VALUE, of `graphwright schema recipe`; may be repeated"),
 ]
 
 

@@ -13,7 +13,7 @@ from .options import DebugOpt, JsonOpt, RangeOpt, SetOpt, describe
 
 if TYPE_CHECKING:
     from ..export import Source
-    from ..recipe import Recipe
+    from ..recipe import Recipe, Step
     from ..recipe_file import Said
 
 
@@ -56,6 +56,7 @@ def ship(
 ) -> None:
     """All of it: export, lift, quantize, lower, build, verify, measure, report."""
     from .. import recipe_file, tables
+    from ..export.calibration import load_calibration
     from ..output import check_output
     from ..pipeline import check_required, run_recipe
     from ..recipe import plan
@@ -82,9 +83,12 @@ def ship(
         recipe_file.check_save(save_recipe)
     steps = plan(asked.jobs)
     loaded = _loaded(said, asked)
-    lines = [*describe(loaded), *said.notes(), *replaced, *_plan(asked)]
+    with said.at("calibration"):
+        data = load_calibration(asked.calibration) if asked.calibration is not None else None
+    lines = [*describe(loaded), *said.notes(), *replaced, *_plan(asked, steps)]
     if dry_run and as_json:
-        print_json({"plan": lines, "steps": [{"job": str(s.job), "does": s.does, "why": s.why} for s in steps]})
+        parts = [{"job": str(s.job), "does": s.does, "why": s.why, "options": asked.options[s.job]} for s in steps]
+        print_json({"plan": lines, "steps": parts})
     elif dry_run:
         print_result("\n".join(lines))
     else:
@@ -92,7 +96,7 @@ def ship(
     check_required(steps, asked.require)
     if not dry_run:
         with Progress() as progress:
-            made = run_recipe(asked, loaded, progress=progress)
+            made = run_recipe(asked, loaded, data, progress=progress)
     if save_recipe is not None:
         recipe_file.save_recipe(asked, save_recipe)
     if dry_run:
@@ -126,10 +130,9 @@ def _loaded(said: Said, asked: Recipe) -> Source:
     return loaded
 
 
-def _plan(asked: Recipe) -> list[str]:
-    from ..recipe import plan
+def _plan(asked: Recipe, steps: list[Step]) -> list[str]:
     from .given import in_words
 
-    steps = [f"{s.job}: will {s.does}{in_words(asked.options[s.job])}, because {s.why}" for s in plan(asked.jobs)]
+    does = [f"{s.job}: will {s.does}{in_words(asked.options[s.job])}, because {s.why}" for s in steps]
     limits = [f"tolerance of {what}: {allowed}, in place of the table's" for what, allowed in asked.tolerances.places()]
-    return [*steps, *limits]
+    return [*does, *limits]
