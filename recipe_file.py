@@ -63,10 +63,12 @@ def read_recipe(path: Path | None, flags: Mapping[str, Any]) -> Said:
     return Said(document, flags)
 
 
-def check_save(path: Path) -> None:
-    """Raise UsageError where a recipe cannot be written to `path`."""
+def check_save(path: Path, read: Path | None) -> None:
+    """Raise UsageError where a recipe cannot be written to `path`, or where it is the one that is `read`."""
     if path.suffix not in SUFFIXES or path.is_dir() or not path.parent.is_dir():
         raise UsageError(f"--save-recipe must name a .yaml file in a folder that exists, but is {path}.")
+    if read is not None and path.resolve() == read.resolve():
+        raise UsageError(f"--save-recipe would replace {path}, which is read: name another file.")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

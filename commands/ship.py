@@ -80,7 +80,7 @@ def ship(
     asked, replaced = with_options(said.recipe(), option)
     check_output(asked.out)
     if save_recipe is not None:
-        recipe_file.check_save(save_recipe)
+        recipe_file.check_save(save_recipe, recipe)
     steps = plan(asked.jobs)
     loaded = _loaded(said, asked)
     with said.at("calibration"):

@@ -112,7 +112,7 @@ def test_a_recipe_runs_and_its_saved_form_does_the_same_from_the_store(run: Run,
 
     again = run("ship", "--recipe", "saved.yaml", "--json")
     assert again.code == 0, again.err
-    assert "in place of" not in again.err, "nothing but the recipe acts"
+    assert "as the command line says" not in again.err, "nothing but the recipe acts"
     assert without_times(json.loads(again.out)) == without_times(manifest)
     assert "export: from the store" in again.err
     assert re.search(r"reference: \d+ cases from the store", again.err)
@@ -271,22 +271,27 @@ def test_a_recipe_is_saved_to_a_yaml_file_alone(run: Run, file: str, tmp_path: P
     assert result.code == 2
     assert "--save-recipe must name a .yaml file in a folder that exists" in result.err
     assert (tmp_path / "model.py").read_text() == MODULE
+    same = run("ship", "--recipe", "run.yaml", "--dry-run", "--save-recipe", f"{tmp_path}/run.yaml")
+    assert (same.code, (tmp_path / "run.yaml").read_text()) == (2, RECIPE)
+    assert "would replace" in same.err
 
 
 def test_optimize_build_and_export_take_options_and_ranges(run: Run, tmp_path: Path) -> None:
-    wide = ["--range", "batch=1:4:8"]
-    for verb, more in (("export", []), ("optimize", ["--option", "threads=2"])):
-        done = run(verb, "model.py:spec", "--out", f"{verb}.onnx", *wide, *more)
-        assert done.code == 0, done.err
-    built = run("build", "model.py:spec", "--out", "built", *wide, "--option", "ort-cpu.threads=2", "--json")
+    exported = run("export", "model.py:spec", "--out", "golden.onnx", "--range", "batch=1:4:8")
+    assert exported.code == 0, exported.err
+    assert "  batch: 1 to 8" in exported.err
+    optimized = run("optimize", "golden.onnx", "--out", "target.onnx", "--option", "threads=2")
+    assert optimized.code == 0, optimized.err
+    flags = ["--range", "batch=1:4:8", "--option", "ort-cpu.threads=2"]
+    built = run("build", "golden.onnx", "--out", "built", *flags, "--json")
     assert built.code == 0, built.err
     manifest = json.loads(built.out)
     assert (manifest["dynamic"], manifest["targets"][0]["options"]["threads"]) == ({"batch": [1, 4, 8]}, 2)
     for verb, out in (("optimize", "again.onnx"), ("build", "again")):
-        wrong = run(verb, "model.py:spec", "--out", out, "--option", "thread=2")
+        wrong = run(verb, "golden.onnx", "--out", out, "--option", "thread=2")
         assert (wrong.code, wrong.out) == (2, "")
         assert "Unknown option for ort-cpu:fp32 'thread'. Did you mean 'threads'?" in wrong.err
-        wrong = run(verb, "model.py:spec", "--out", out, "--range", "bach=1:2:3")
+        wrong = run(verb, "golden.onnx", "--out", out, "--range", "bach=1:2:3")
         assert (wrong.code, wrong.out) == (2, "")
         assert not (tmp_path / out).exists()
 
