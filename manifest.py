@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import InputError
-from .spec import Precision
+from .spec import PRECISIONS, Precision
 from .store import disk_errors
+from .strict import Strict, invalid, why_not, wrong
 
 VERSION: Literal[1] = 1
 FILE = "manifest.json"
@@ -143,6 +144,43 @@ class Reference(Record):
     latency: Latency | None = None
 
 
+class Allowed(Strict):
+    """Limits of parity that the user set in place of those of a precision's tolerance."""
+
+    absolute: float | None = Field(default=None, gt=0, description="largest difference / max(1, largest |reference|)")
+    single: float | None = Field(default=None, gt=0, description="as absolute, for rows of one element; else the same")
+    min_cosine: float | None = Field(default=None, ge=-1, lt=1, description="of each row")
+    mean_cosine: float | None = Field(default=None, ge=-1, lt=1, description="over all rows")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is set; an absolute limit holds for rows of one element too, if they have none of their own."""
+        limits = self.model_dump(exclude_none=True)
+        return {"single": self.absolute, **limits} if self.absolute is not None else limits
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in self.model_dump(exclude_none=True).items())
+
+
+class Tolerances(Strict):
+    """What parity allows where the user said so: by precision, and for single outputs, which count before."""
+
+    precisions: dict[Precision, Allowed] = Field(default_factory=dict)
+    outputs: dict[str, Allowed] = Field(default_factory=dict)
+
+    @field_validator("precisions", mode="before")
+    @classmethod
+    def _are_known(cls, value: Any) -> Any:
+        unknown = {key: why_not("precision", str(key), PRECISIONS) for key in value} if isinstance(value, dict) else {}
+        if any(unknown.values()):
+            raise invalid(wrong((key,), why) for key, why in unknown.items() if why)
+        return value
+
+    def places(self) -> list[tuple[str, Allowed]]:
+        """What is set, with what it is for in words."""
+        return [*self.precisions.items(), *((f"output {name!r}", each) for name, each in self.outputs.items())]
+
+
 class Manifest(Record):
     """The whole run."""
 
@@ -151,6 +189,7 @@ class Manifest(Record):
     reference: Reference
     dynamic: dict[str, list[int]] = Field(default_factory=dict, description="dynamic dim -> min, opt, max")
     golden: str = Field(default="", description="inputs and reference outputs (safetensors), relative to the manifest")
+    tolerances: Tolerances = Field(default_factory=Tolerances, description="what the user set in place of the table's")
     sites: list[SiteRecord] = Field(default_factory=list)
     targets: list[TargetRecord]
 

@@ -20,15 +20,16 @@ from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
 from .compare.undefined import leave_out
 from .compare.verify import example_feeds, spec_cases, verify_recorded
-from .errors import BuildError, DeviceError, Exit, GraphwrightError, worst
+from .errors import BuildError, DeviceError, Exit, GraphwrightError, UsageError, worst
 from .export import OPSET, Source, load_source, open_reference
-from .manifest import Manifest, TargetRecord, Verified, write
+from .export.calibration import load_calibration
+from .manifest import Manifest, TargetRecord, Tolerances, Verified, write
 from .output import output_folder
 from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
-from .recipe import Recipe, Step, make_recipe, plan
+from .recipe import Asked, Recipe, Step, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
-from .spec import Calibration, Job, ModelSpec
+from .spec import Calibration, Job, ModelSpec, pick
 from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage
 from .store import Store
 
@@ -61,6 +62,7 @@ class Shipment:
 class Prepared:
     """What all targets of a run share."""
 
+    recipe: Recipe
     golden: ir.Model
     lifted: Lifted
     ranges: Ranges
@@ -70,11 +72,13 @@ class Prepared:
 
 def ship(
     source: str | Path | ModelSpec | Source,
-    targets: Sequence[str],
+    targets: Sequence[Asked],
     out: str | Path,
     *,
     opset: int = OPSET,
-    calibration: Calibration | None = None,
+    ranges: Mapping[str, tuple[int, int, int]] | None = None,
+    calibration: Calibration | str | None = None,
+    tolerances: Mapping[str, Any] | Tolerances | None = None,
     budget: float = 20.0,
     require: bool = False,
     allow_code: bool = False,
@@ -82,32 +86,73 @@ def ship(
 ) -> Shipment:
     """Make, prove and measure `source` for each of `targets` (`target[@device][:precision]`), into the folder `out`.
 
-    A target that fails is recorded, and the others go on. `calibration` replaces the spec's. `budget`: seconds for the
-    latency comparison; 0: none. `require`: a target that cannot run here is an error. `allow_code`: read a .pt2
-    program, which may hold code. Raises UsageError, InputError, and BuildError where the model itself cannot be
-    exported; nothing is then left in `out`.
+    A target that fails is recorded, and the others go on. A target with options of its own is a pair of it and a dict.
+    `ranges`: (min, opt, max) of dynamic dims, in place of the spec's. `calibration` replaces the spec's: samples, or
+    where they lie. `tolerances`: `{"precisions": {"fp16": {"absolute": 0.02}}, "outputs": {...}}`, in place of parity's
+    table. `budget`: seconds for the latency comparison; 0: none. `require`: a target that cannot run here is an error.
+    `allow_code`: read a .pt2 program, which may hold code. Raises UsageError, InputError, and BuildError where the
+    model itself cannot be exported; nothing is then left in `out`.
     """
     text = source.name if isinstance(source, ModelSpec) else source.text if isinstance(source, Source) else str(source)
-    recipe = make_recipe(
-        source=text, targets=tuple(targets), out=Path(out), opset=opset, budget=budget, require=require
-    )
+    given = {
+        "source": text,
+        "targets": targets,
+        "out": Path(out),
+        "opset": opset,
+        "ranges": dict(ranges or {}),
+        "calibration": calibration if isinstance(calibration, str) else None,
+        "tolerances": tolerances or {},
+        "budget": budget,
+        "require": require,
+        "allow_code": allow_code,
+    }
+    samples = None if isinstance(calibration, str) else calibration
+    return run_recipe(make_recipe(given), source, samples, progress=progress)
+
+
+def run_recipe(
+    recipe: Recipe,
+    source: str | Path | ModelSpec | Source | None = None,
+    calibration: Calibration | None = None,
+    *,
+    progress: Progress = _log.info,
+) -> Shipment:
+    """What `ship` does, as a recipe has it; `source` and `calibration` themselves may stand for what it names."""
     steps = plan(recipe.jobs)
-    check_required(steps, require)
+    check_required(steps, recipe.require)
     with output_folder(recipe.out) as folder:
-        loaded = load_source(source, allow_code=allow_code)
-        spec = loaded.spec if calibration is None else replace(loaded.spec, calibration=calibration)
+        loaded = load_source(recipe.source if source is None else source, allow_code=recipe.allow_code)
+        spec = as_asked(loaded.spec, recipe, calibration)
         shared = prepare(spec, recipe, progress)
+        check_outputs(recipe.tolerances, shared.recorded)
         about = {"text": loaded.text, "kind": loaded.kind, "found": loaded.found}
         manifest = start_manifest(spec, about, shared.lifted, shared.ranges)
+        manifest.tolerances = recipe.tolerances
         for step in steps:
             manifest.targets.append(make_target(step, shared, manifest, folder, progress))
-        latency = measure(spec, manifest, folder, budget, progress) if budget else None
+        latency = measure(spec, manifest, folder, recipe.budget, progress) if recipe.budget else None
         keep_golden(shared.recorded, folder / GOLDEN)
         write_folders(manifest, folder)
         samples, machine = (latency.samples, latency.machine) if latency else ({}, {})
         write_report(manifest, samples, folder / "report.html", machine)
         write(manifest, folder)
-    return Shipment(manifest, recipe.out, latency, exit_code(manifest, require))
+    return Shipment(manifest, recipe.out, latency, exit_code(manifest, recipe.require))
+
+
+def as_asked(spec: ModelSpec, recipe: Recipe, calibration: Calibration | None = None) -> ModelSpec:
+    """The spec with the recipe's ranges and calibration data in place of its own."""
+    if calibration is None and recipe.calibration is not None:
+        calibration = load_calibration(recipe.calibration)
+    given = spec.calibration if calibration is None else calibration
+    return replace(spec, ranges={**spec.ranges, **recipe.ranges}, calibration=given)
+
+
+def check_outputs(tolerances: Tolerances, recorded: Recorded) -> None:
+    """Raise UsageError for a tolerance of an output that the model does not have, or that must be equal anyway."""
+    outputs = recorded[0][1]
+    for name in tolerances.outputs:
+        if outputs[pick("output in the tolerances", name, outputs)].dtype.kind in "biu":
+            raise UsageError(f"Output {name!r} is {outputs[name].dtype}: it must be equal. Leave its tolerance out.")
 
 
 def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
@@ -125,7 +170,7 @@ def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
         recorded, stored = reference_stage(spec, golden, spec_cases(spec, ranges), store)
         recorded = leave_out(lifted.model, recorded)
         say(f"{len(recorded)} cases{' from the store' if stored else ''}")
-    return Prepared(golden.model, lifted, ranges, recorded, store)
+    return Prepared(recipe, golden.model, lifted, ranges, recorded, store)
 
 
 def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, progress: Progress) -> TargetRecord:
@@ -134,7 +179,7 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
     own.mkdir()
     with _timed(str(job), progress) as say:
         try:
-            optimized = optimize(shared.lifted, str(job))
+            optimized = optimize(shared.lifted, str(job), options=shared.recipe.options[job])
             ops = {"golden": count_ops(shared.golden), "lifted": count_ops(shared.lifted.model)}
             record = describe(job, optimized, ops)
             record.verified = Verified(verdict="no device here", reason=step.why)

@@ -2,54 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from .errors import UsageError
+from .manifest import Tolerances
 from .passes.lower import TARGETS, parse_job
-from .runtimes import RUNTIMES
-from .spec import Job
+from .runtimes import RUNTIMES, Settings
+from .spec import Job, is_range
+from .strict import Loc, Strict, invalid, sentences, why_not, wrong
+
+Asked = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]  # a target as a user may give it
+ERRORS = 10  # that are spelled out; the others are counted
 
 
-class Recipe(BaseModel):
-    """A run. Unknown keys are errors."""
+def _range(value: Any) -> tuple[int, ...]:
+    if not is_range(value):
+        message = f"must be [min, opt, max], whole numbers with 1 <= min <= opt <= max, but is {str(value)[:60]}."
+        raise invalid([wrong((), message)])
+    return tuple(value)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    source: str
-    targets: tuple[str, ...] = Field(min_length=1, description="target[@device][:precision]")
-    out: Path = Field(strict=False)
-    opset: int = Field(default=23, ge=18, le=23)
+def _entry(value: Any) -> Any:
+    """A target is given as text, as a pair of text and options, or as a mapping of the two."""
+    if isinstance(value, str):
+        return {"target": value}
+    if isinstance(value, tuple) and len(value) == 2:
+        return {"target": value[0], "options": value[1]}
+    return value
+
+
+class RecipeTarget(Strict):
+    """One target of a run, with what is set of it."""
+
+    target: str = Field(description="target[@device][:precision]")
+    options: dict[str, Any] = Field(default_factory=dict, description="the target's own options")
+
+    @field_validator("target")
+    @classmethod
+    def _is_known(cls, target: str) -> str:
+        try:
+            parse_job(target)
+        except UsageError as error:
+            raise invalid([wrong((), str(error), target)]) from error
+        return target
+
+    @field_validator("options")
+    @classmethod
+    def _apply(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "target" in info.data:
+            kind, name = settings_class(parse_job(info.data["target"])), info.data["target"]
+            unknown = {key: why_not(f"option of {name}", key, kind.model_fields) for key in options}
+            if any(unknown.values()):
+                raise invalid(wrong((key,), why) for key, why in unknown.items() if why)
+            kind.model_validate(options)
+        return options
+
+    @property
+    def job(self) -> Job:
+        """The target, parsed."""
+        return parse_job(self.target)
+
+    @property
+    def settings(self) -> Settings:
+        """The target's settings: what was given, and the defaults."""
+        return settings_class(self.job).model_validate(self.options)
+
+
+class Recipe(Strict):
+    """A run: all that acts on it."""
+
+    source: str = Field(description="file.py:name, package.module:name, Hugging Face folder, model.onnx or model.pt2")
+    targets: tuple[Annotated[RecipeTarget, BeforeValidator(_entry)], ...] = Field(
+        strict=False, json_schema_extra={"minItems": 1}, description="one folder and one row of the report each"
+    )
+    out: Path = Field(strict=False, description="output folder")
+    opset: int = Field(default=23, ge=18, le=23, description="opset of the golden graph")
+    ranges: dict[str, Annotated[tuple[int, int, int], BeforeValidator(_range)]] = Field(
+        default_factory=dict, description="dynamic dim -> [min, opt, max], in place of the source's"
+    )
+    calibration: str | None = Field(
+        default=None, description="real inputs: .npz or .safetensors file or folder, or file.py:function"
+    )
+    tolerances: Tolerances = Field(default_factory=Tolerances, description="what parity allows, in place of its table")
     budget: float = Field(default=20.0, ge=0, le=86400, description="seconds for measuring latency; 0: not measured")
     require: bool = Field(default=False, description="a target that cannot run here is an error")
+    allow_code: bool = Field(default=False, description="read a .pt2 program, which can run code that is in it")
 
     @field_validator("targets")
     @classmethod
-    def _known(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        jobs = [str(parse_job(text)) for text in targets]
-        double = sorted({job for job in jobs if jobs.count(job) > 1})
+    def _once(cls, targets: tuple[RecipeTarget, ...]) -> tuple[RecipeTarget, ...]:
+        jobs = [str(entry.job) for entry in targets]
+        if not jobs:
+            raise invalid([wrong((), "name at least one target.")])
+        double = [index for index, job in enumerate(jobs) if job in jobs[:index]]
         if double:
-            raise UsageError(f"Target {', '.join(double)} is asked for more than once.")
+            raise invalid(wrong((index,), f"Target {jobs[index]} is asked for more than once.") for index in double)
         return targets
+
+    @field_validator("tolerances")
+    @classmethod
+    def _apply(cls, tolerances: Tolerances, info: ValidationInfo) -> Tolerances:
+        asked = {entry.job.precision for entry in info.data.get("targets", ())}
+        idle = set(tolerances.precisions) - asked if asked else ()
+        if idle:
+            raise invalid(wrong(("precisions", each), "no target of this run is of this precision.") for each in idle)
+        return tolerances
 
     @property
     def jobs(self) -> list[Job]:
         """The targets, parsed."""
-        return [parse_job(text) for text in self.targets]
+        return [entry.job for entry in self.targets]
+
+    @property
+    def options(self) -> dict[Job, dict[str, Any]]:
+        """What is set of each target."""
+        return {entry.job: entry.options for entry in self.targets}
 
 
-def make_recipe(**settings: Any) -> Recipe:
-    """A recipe. Raises UsageError that names each setting that does not fit."""
+def settings_class(job: Job) -> type[Settings]:
+    """What can be set of the job's target."""
+    return RUNTIMES[TARGETS[job.target].runtime].settings
+
+
+def make_recipe(given: Mapping[str, Any], where: Callable[[Loc], str] = lambda _: "") -> Recipe:
+    """A recipe of what was given. Raises UsageError: a line for each thing that does not fit, after `where` of it."""
     try:
-        return Recipe(**settings)
+        return Recipe.model_validate(dict(given))
     except ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg']}, but is {each['input']!r}" for each in error.errors()
-        ]
-        raise UsageError(f"{'; '.join(wrong)}.") from error
+        lines = sentences(error, where)
+        more = [f"... and {len(lines) - ERRORS} more."] if len(lines) > ERRORS else []
+        raise UsageError("\n".join([*lines[:ERRORS], *more])) from error
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,7 @@ def _check_ranges(spec: ModelSpec) -> None:
     for dim, bounds in spec.ranges.items():
         if dim not in sizes:
             pick("dynamic dim in ModelSpec.ranges", dim, sizes)
-        if not _is_range(bounds):
+        if not is_range(bounds):
             raise UsageError(
                 f"Range of {dim!r} must be (min, opt, max), whole numbers with 1 <= min <= opt <= max, but is "
                 f"{bounds!r}."
@@ -248,7 +248,8 @@ def _check_ranges(spec: ModelSpec) -> None:
             )
 
 
-def _is_range(bounds: object) -> bool:
+def is_range(bounds: object) -> bool:
+    """Whether it is (min, opt, max), whole numbers in that order, from 1."""
     if not isinstance(bounds, Sequence) or len(bounds) != 3 or not all(type(size) is int for size in bounds):
         return False
     low, opt, high = bounds

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..errors import GraphwrightError
-from ..manifest import OutputParity, Verified, Worst
+from ..manifest import OutputParity, Tolerances, Verified, Worst
 from ..runtimes.base import Session
 from ..spec import Precision
 from .cases import Case, Reference
@@ -103,9 +103,16 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 }
 
 
-def tolerance(precision: Precision) -> Tolerance:
-    """What an artifact of `precision` may differ by from the float32 reference."""
-    return TOLERANCES[precision]
+def tolerance(precision: Precision, given: Tolerances | None = None, output: str = "") -> Tolerance:
+    """What an output of an artifact of `precision` may differ by from the float32 reference.
+
+    What is `given` for the precision counts before the table, and what is given for the output before that.
+    """
+    allowed = TOLERANCES[precision]
+    for own in (given.precisions.get(precision), given.outputs.get(output)) if given else ():
+        if own is not None:
+            allowed = replace(allowed, **own.limits, reason=f"set by the user: {own}. Else: {allowed.reason}")
+    return allowed
 
 
 def compare(reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> dict[str, Difference]:
@@ -199,17 +206,22 @@ def _cosines(a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
     return np.where(same, 1.0, cosines)
 
 
-def check(reference: Reference, session: Session, cases: Iterable[Case], precision: Precision) -> Verified:
-    """The verdict on an open artifact: its outputs in every case against the reference's.
+def check(
+    reference: Reference,
+    session: Session,
+    cases: Iterable[Case],
+    precision: Precision,
+    given: Tolerances | None = None,
+) -> Verified:
+    """The verdict on an open artifact: its outputs in every case against the reference's; `given`: see `tolerance`.
 
     `reference` gives the outputs of a case: `lambda case: torch_session.run(case.feeds)`, or recorded ones by the
     case's name. A case in which the session raises has failed; an error of the reference is raised.
     """
-    allowed = tolerance(precision)
     listed = list(cases)
     pairs, raised = _differences(reference, session, listed)
-    names = dict.fromkeys(difference.output for _, difference in pairs)
-    parities = [_judge(name, [pair for pair in pairs if pair[1].output == name], allowed) for name in names]
+    allowed = {name: tolerance(precision, given, name) for name in (each.output for _, each in pairs)}
+    parities = [_judge(name, [pair for pair in pairs if pair[1].output == name], allowed[name]) for name in allowed]
     failed = [f"{parity.output} {parity.reason}" for parity in parities if parity.verdict == "failed"]
     reasons = raised + failed if listed else ["there was no case to compare"]
     return Verified(
@@ -218,7 +230,7 @@ def check(reference: Reference, session: Session, cases: Iterable[Case], precisi
         rows=sum(len(difference.cosines) for _, difference in pairs),
         worst=_worst(pairs, allowed),
         outputs=parities,
-        tolerance=str(allowed),
+        tolerance=_stated(tolerance(precision, given), allowed),
         reason=_few(reasons),
     )
 
@@ -294,12 +306,18 @@ def _absolute_limit(difference: Difference, allowed: Tolerance) -> float | None:
     return None if factor is None else factor * max(1.0, difference.scale)
 
 
-def _worst(pairs: list[tuple[Case, Difference]], allowed: Tolerance) -> Worst | None:
+def _stated(general: Tolerance, allowed: Mapping[str, Tolerance]) -> str:
+    """The tolerance, and that of each output that has its own."""
+    own = [f"Output {name!r}: {each}" for name, each in allowed.items() if each != general]
+    return " ".join([str(general), *own])
+
+
+def _worst(pairs: list[tuple[Case, Difference]], allowed: Mapping[str, Tolerance]) -> Worst | None:
     """The compared output that uses up most of what is allowed; None where nothing was compared."""
     compared = [pair for pair in pairs if not pair[1].reason]
     if not compared:
         return None
-    case, difference = max(compared, key=lambda pair: _use(pair[1], allowed))
+    case, difference = max(compared, key=lambda pair: _use(pair[1], allowed[pair[1].output]))
     return Worst(
         output=difference.output,
         shape=list(difference.shape),

@@ -43,7 +43,7 @@ def verify(spec: ModelSpec | str | None, artifact: Artifact) -> Verified:
         def expected(case: Case) -> dict[str, np.ndarray]:
             return undefined.leave_out(case, reference.run(case.feeds))
 
-        return check(expected, session, spec_cases(spec, ranges), artifact.job.precision)
+        return check(expected, session, spec_cases(spec, ranges), artifact.job.precision, artifact.manifest.tolerances)
 
 
 def recorded(artifact: Artifact) -> list[tuple[Case, dict[str, np.ndarray]]]:
@@ -62,7 +62,9 @@ def verify_recorded(artifact: Artifact, pairs: list[tuple[Case, dict[str, np.nda
     if reason is not None:
         return Verified(verdict="no device here", reason=reason)
     with artifact.open() as session:
-        return check(replaying(pairs), session, [case for case, _ in pairs], artifact.job.precision)
+        return check(
+            replaying(pairs), session, [case for case, _ in pairs], artifact.job.precision, artifact.manifest.tolerances
+        )
 
 
 def replaying(pairs: list[tuple[Case, dict[str, np.ndarray]]]) -> Reference:

@@ -17,12 +17,16 @@ OUTSIDE = {"tests", "examples", "benchmarks", "out", "build", "dist"}
 # folder or module -> what it must never import, at its top or inside of a function
 FORBIDDEN = {
     "errors": {""},
-    "spec": {"compare", "export", "models", "passes", "runtimes", "store", "manifest", "pipeline", "cli"},
-    "store": {"compare", "export", "models", "passes", "runtimes", "manifest", "pipeline", "cli"},
-    "runtimes": {"compare", "export", "models", "passes", "pipeline", "cli"},
-    "passes": {"compare", "pipeline", "cli"},
-    "export": {"compare", "pipeline", "cli"},
-    "compare": {"pipeline", "cli"},
+    "spec": {"compare", "export", "models", "passes", "runtimes", "store", "manifest", "pipeline", "commands", "cli"},
+    "store": {"compare", "export", "models", "passes", "runtimes", "manifest", "pipeline", "commands", "cli"},
+    "runtimes": {"compare", "export", "models", "passes", "pipeline", "commands", "cli"},
+    "passes": {"compare", "pipeline", "commands", "cli"},
+    "export": {"compare", "pipeline", "commands", "cli"},
+    "compare": {"pipeline", "commands", "cli"},
+    "recipe": {"pipeline", "commands", "cli"},
+    "recipe_file": {"pipeline", "commands", "cli"},
+    "pipeline": {"commands", "cli"},
+    "commands": {"cli"},
 }
 MODELS_MAY = {"errors", "spec", "models"}
 

@@ -17,7 +17,7 @@ from graphwright.spec import Job
 def test_a_device_that_does_not_start_leaves_its_target_lowered(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = gw.ModelSpec(torch.nn.Linear(16, 16).eval(), {"input": torch.randn(2, 16)}, {"input": {0: "batch"}})
-    recipe = make_recipe(source="linear", targets=("ort-cuda:fp16",), out=tmp_path)
+    recipe = make_recipe({"source": "linear", "targets": ["ort-cuda:fp16"], "out": tmp_path})
     shared = prepare(spec, recipe, print)
     manifest = start_manifest(spec, {"text": "linear"}, shared.lifted, shared.ranges)
     # what the plan says where a driver is found; ONNX Runtime's CUDA provider then does not start here
