@@ -18,7 +18,9 @@ SourceArg = Annotated[
     str,
     typer.Argument(help="file.py:name, package.module:name, Hugging Face folder, model.onnx, model.pt2 or zoo:name"),
 ]
-TargetOpt = Annotated[str, typer.Option("--target", "-t", help="target[@device][:precision], of `graphwright targets`")]
+TargetOpt = Annotated[
+    str, typer.Option("--target", "-t", help=r"target\[@device][:precision], of `graphwright targets`")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="print JSON on stdout")]
 DebugOpt = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 OpsetOpt = Annotated[int, typer.Option(help="opset of the golden graph, 18 to 23")]

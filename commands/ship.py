@@ -25,7 +25,7 @@ def ship(
         ),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option("--target", "-t", help="target[@device][:precision]; may be repeated")
+        list[str] | None, typer.Option("--target", "-t", help=r"target\[@device][:precision]; may be repeated")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file that says all of this; flags count before it")] = None,

@@ -329,3 +329,9 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("verb", ["ship", "build"])
+def test_help_shows_the_form_of_a_target(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "target[@device][:precision]" in run(verb, "--help").out
