@@ -13,10 +13,12 @@ from .errors import UsageError
 from .manifest import Tolerances
 from .passes.lower import TARGETS, parse_job
 from .runtimes import RUNTIMES, Settings
+from .runtimes.child import SECONDS, Limits
 from .spec import Job, is_range
 from .strict import Loc, Strict, invalid, sentences, why_not, wrong
 
 Asked = str | tuple[str, Mapping[str, Any]] | Mapping[str, Any]  # a target as a user may give it
+GB = 1e9
 ERRORS = 10  # that are spelled out; the others are counted
 
 
@@ -90,6 +92,12 @@ class Recipe(Strict):
     )
     tolerances: Tolerances = Field(default_factory=Tolerances, description="what parity allows, in place of its table")
     budget: float = Field(default=20.0, ge=0, le=86400, description="seconds for measuring latency; 0: not measured")
+    build_seconds: float = Field(
+        default=SECONDS, gt=0, description="that a target's builder, or its first run, may take"
+    )
+    build_memory_gb: float | None = Field(
+        default=None, gt=0, description="memory that either may take, in 1e9 bytes; null: nine tenths of what is free"
+    )
     require: bool = Field(default=False, description="a target that cannot run here is an error")
     allow_code: bool = Field(default=False, description="read a .pt2 program, which can run code that is in it")
 
@@ -112,6 +120,11 @@ class Recipe(Strict):
         if idle:
             raise invalid(wrong(("precisions", each), "no target of this run is of this precision.") for each in idle)
         return tolerances
+
+    @property
+    def limits(self) -> Limits:
+        """Of each process that builds or first runs an artifact."""
+        return Limits(self.build_seconds, None if self.build_memory_gb is None else round(self.build_memory_gb * GB))
 
     @property
     def jobs(self) -> list[Job]:

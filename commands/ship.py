@@ -43,6 +43,14 @@ def ship(
     budget: Annotated[
         float | None, typer.Option(help="seconds for measuring latency; 0: do not measure", show_default="20")
     ] = None,
+    build_seconds: Annotated[
+        float | None,
+        typer.Option(help="that a target's builder, or its first run, may take", show_default="3600"),
+    ] = None,
+    build_memory_gb: Annotated[
+        float | None,
+        typer.Option(help="memory that either may take, in 1e9 bytes", show_default="nine tenths of what is free"),
+    ] = None,
     require: Annotated[
         bool | None, typer.Option("--require/--no-require", help="exit 5 where a target cannot run here")
     ] = None,
@@ -71,6 +79,8 @@ def ship(
         "calibration": calibration,
         "tolerances": tolerances_of(tolerance) or None,
         "budget": budget,
+        "build_seconds": build_seconds,
+        "build_memory_gb": build_memory_gb,
         "require": require,
         "allow_code": allow_code,
     }

@@ -303,6 +303,19 @@ def test_the_schemas_are_printed(run: Run) -> None:
     assert "Did you mean 'recipe'?" in run("schema", "recipes").err
 
 
+def test_a_builder_beyond_its_limits_costs_its_target(run: Run, tmp_path: Path) -> None:
+    with_line(("budget: 0", "budget: 0\nbuild_seconds: 0.01"))
+    result = run("ship", "--recipe", "run.yaml", "--target", "ort-cpu", "--json")
+    assert result.code == 6, result.err
+    (record,) = json.loads(result.out)["targets"]
+    assert record["status"] == "failed"
+    assert "0.01" in record["reason"]
+    assert run("ship", "--recipe", "run.yaml", "--build-seconds", "600").code == 0
+    refused = run("ship", "--recipe", "run.yaml", "--build-memory-gb", "0")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith("error: build_memory_gb: Input should be greater than 0, but is 0.0.")
+
+
 @given(st.data())
 @settings(deadline=None, max_examples=300)
 def test_a_damaged_recipe_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -361,5 +374,5 @@ def test_the_recipe_of_the_docs_is_complete_and_has_the_defaults(run: Run, tmp_p
     recipe = read_recipe(tmp_path / "docs.yaml", {}).recipe()
     fields = type(recipe).model_fields
     assert set(read_text(text, "docs").value) == set(fields), "each key is shown"
-    for name in ("opset", "budget", "require", "allow_code"):
+    for name in ("opset", "budget", "build_seconds", "build_memory_gb", "require", "allow_code"):
         assert getattr(recipe, name) == fields[name].default
