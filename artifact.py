@@ -37,6 +37,14 @@ class Artifact:
         return str(self.job)
 
     @property
+    def runtime(self) -> Runtime:
+        """What builds and opens it."""
+        from .passes.lower import TARGETS
+        from .runtimes import RUNTIMES
+
+        return RUNTIMES[TARGETS[pick("target", self.record.target, TARGETS)].runtime]
+
+    @property
     def path(self) -> Path:
         """The built file; of a target that was only lowered, its graph."""
         return self.folder / (self.record.artifact or self.record.graph)
@@ -52,7 +60,7 @@ class Artifact:
     def settings(self) -> Settings:
         """What was set of the target. Raises InputError where the manifest's options are not the target's."""
         try:
-            return self._runtime().settings.model_validate_json(json.dumps(self.record.options))
+            return self.runtime.settings.model_validate_json(json.dumps(self.record.options))
         except ValidationError as error:
             raise InputError(
                 f"The options of {self.label} in {self.folder} are not of this version: {error}"
@@ -62,7 +70,7 @@ class Artifact:
         """Why it cannot be run here; None if it can."""
         if self.record.status in ("failed", "skipped"):
             return f"{self.record.status}: {self.record.reason}"
-        return self._runtime().missing() or (
+        return self.runtime.missing() or (
             "lowered, not built: `graphwright verify` builds it on this machine"
             if self.record.status == "lowered"
             else None
@@ -74,8 +82,7 @@ class Artifact:
         if reason is not None:
             raise DeviceError(f"{self.label} in {self.folder} cannot run here: {reason}.")
         self.check_files()
-        runtime = self._runtime()
-        return runtime.open(self.path, self.settings())
+        return self.runtime.open(self.path, self.settings())
 
     def check_files(self) -> None:
         """Raise InputError if a file is missing or not what the manifest says: an engine is native code."""
@@ -88,12 +95,6 @@ class Artifact:
                 raise InputError(f"{self.folder} lacks {name!r}, which its manifest lists: build it again.")
             if hash_file(file) != digest:
                 raise InputError(f"{file} was changed since it was built (its SHA-256 differs): build it again.")
-
-    def _runtime(self) -> Runtime:
-        from .passes.lower import TARGETS
-        from .runtimes import RUNTIMES
-
-        return RUNTIMES[TARGETS[pick("target", self.record.target, TARGETS)].runtime]
 
 
 def load(folder: str | Path) -> Artifact:

@@ -319,7 +319,10 @@ for _name in LATER:
 
 def main() -> None:
     """Run the command line; every error ends in one paragraph and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    # not as KeyboardInterrupt: once that has passed through an exec of text, which dataclasses and torch use, Python
+    # ends by the signal itself, whatever exit code was asked for
+    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         app()  # ends in SystemExit: 0, 2 for usage, 130 where interrupted, or what a command raised as typer.Exit
     except Exception as error:  # noqa: BLE001 - the last place: each becomes a message and an exit code
@@ -328,8 +331,8 @@ def main() -> None:
         sys.exit(explain(error))
 
 
-def _terminate(*_: object) -> None:
-    raise SystemExit(Exit.TERMINATED)
+def _interrupted(number: int, _: object) -> None:
+    raise SystemExit(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
 
 
 def _load(source: str, allow_code: bool) -> Source:

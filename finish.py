@@ -8,22 +8,29 @@ from pathlib import Path
 
 from .artifact import Artifact, load_all
 from .compare.verify import verify
-from .errors import DeviceError, Exit, worst
+from .errors import BuildError, DeviceError, Exit, GraphwrightError, ResourceError, worst
 from .manifest import Build, Manifest, TargetRecord, Verified, read, write
 from .passes import TARGETS
 from .records import digests
 from .runtimes import RUNTIMES, BuildRequest
-from .runtimes.child import build_in_child
+from .runtimes.child import NORMAL, Limits, build_in_child
+from .scratch import remove
 from .spec import ModelSpec
 
 
 def finish(
-    folder: Path, spec: ModelSpec | None, *, require: bool = False, progress: Callable[[str], None]
+    folder: Path,
+    spec: ModelSpec | None,
+    *,
+    require: bool = False,
+    limits: Limits = NORMAL,
+    progress: Callable[[str], None],
 ) -> tuple[Manifest, Exit]:
     """Build and verify every target in `folder` that this machine can, against `spec` or the recorded outputs.
 
-    The manifests in `folder` are updated. The exit code is 1 where a verdict is failed, and with `require` 5 where a
-    target still has none. Raises InputError for a folder that is no artifact, or whose files were changed.
+    Both are done in processes with `limits`. The manifests in `folder` are updated. The exit code is 1 where a verdict
+    is failed, 4 where a backend fails or crashes, 6 where it goes beyond the limits, and with `require` 5 where a
+    target still has no verdict. Raises InputError for a folder that is no artifact, or whose files were changed.
     """
     codes = []
     manifest = read(folder)
@@ -32,14 +39,17 @@ def finish(
         progress(f"{artifact.label} ...")
         try:
             if record.status == "lowered":
-                _build(artifact)
-            record.verified = verify(spec, artifact)
+                _build(artifact, limits)
+            record.verified = verify(spec, artifact, limits)
+        except (BuildError, ResourceError) as error:  # it costs this target alone
+            record.verified = Verified(verdict="failed", reason=str(error))
+            codes.append(error.code)
         except DeviceError as error:  # a device is here, but cannot be used; the other targets go on
             record.verified = Verified(verdict="no device here", reason=str(error))
         write(artifact.manifest, artifact.folder)
         _enter(record, artifact, manifest, folder)
         progress(f"{artifact.label}: {record.status}, {record.verified.verdict}")
-        if record.verified.passed is False:
+        if record.verified.verdict == "failed":
             codes.append(Exit.VERIFICATION)
         if record.verified.passed is None and require:
             codes.append(Exit.DEVICE)
@@ -47,7 +57,7 @@ def finish(
     return manifest, worst(codes)
 
 
-def _build(artifact: Artifact) -> None:
+def _build(artifact: Artifact, limits: Limits) -> None:
     """Build a lowered graph, if this machine can."""
     record, target = artifact.record, TARGETS[artifact.record.target]
     runtime = RUNTIMES[target.runtime]
@@ -55,11 +65,16 @@ def _build(artifact: Artifact) -> None:
         return
     artifact.check_files()
     ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
-    start = time.perf_counter()
+    start, before = time.perf_counter(), set(artifact.folder.iterdir())
     request = BuildRequest(
         artifact.folder / record.graph, ranges, record.device or target.devices[0], artifact.settings()
     )
-    result = build_in_child(runtime.name, request)
+    try:
+        result = build_in_child(runtime.name, request, limits)
+    except GraphwrightError:
+        for left in set(artifact.folder.iterdir()) - before:  # half written
+            remove(left)
+        raise
     record.status, record.reason, record.artifact = "built", "", result.artifact
     record.sha256 = {name: digest for name, digest in digests(artifact.folder).items() if name.startswith("model.")}
     record.build = Build(

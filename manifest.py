@@ -115,6 +115,9 @@ class TargetRecord(Record):
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the target, by name")
     status: Status
     reason: str = ""
+    failure: Literal["", "build", "resources"] = Field(
+        default="", description="what stopped a failed target: its backend, or a limit of time or memory"
+    )
     artifact: str = Field(default="", description="file or folder, relative to the manifest")
     graph: str = Field(default="", description="target graph (ONNX), relative to the manifest")
     sha256: dict[str, str] = Field(default_factory=dict, description="file, relative to the manifest -> digest")

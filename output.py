@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +11,11 @@ from pathlib import Path
 
 from .errors import InputError, UsageError
 from .manifest import FILE, read
+from .scratch import held, sweep
 from .spec import Job
 from .store import disk_errors
 
 PART = ".part-"
-LEFTOVER_SECONDS = 2 * 86400  # no run takes as long: what is older was left by one that was killed
 
 
 def check_output(out: Path) -> None:
@@ -38,15 +37,15 @@ def output_folder(out: Path) -> Iterator[Path]:
     """
     check_output(out)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    part = out / f"{PART}{uuid.uuid4().hex}"
     try:
         with disk_errors(out):
-            _make(part)
-            _remove_leftovers(out)
-            yield part
-            _publish(part, out)
+            _make(out)
+            sweep(out, PART)
+            with held(out / f"{PART}{uuid.uuid4().hex}") as part:
+                part.mkdir()
+                yield part
+                _publish(part, out)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -66,25 +65,19 @@ def _earlier(out: Path) -> set[str]:
 
 
 def _is_part(item: Path) -> bool:
-    """Whether it is what a run writes into: one in progress, or left by one that was killed."""
-    return item.name.startswith(PART) and item.is_dir() and not item.is_symlink()
+    """Whether it is what a run writes into, or its lock: of one in progress, or left by one that was killed."""
+    return item.name.startswith(PART) and not item.is_symlink()
 
 
-def _remove_leftovers(out: Path) -> None:
-    for item in out.iterdir():
-        if _is_part(item) and time.time() - item.stat().st_mtime > LEFTOVER_SECONDS:
-            shutil.rmtree(item, ignore_errors=True)
-
-
-def _make(part: Path) -> None:
+def _make(out: Path) -> None:
     try:
-        part.mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         reason = error.strerror or str(error)
         raise UsageError(
-            f"The output folder {part.parent} cannot be used: {reason}. Give a folder that you may write to."
+            f"The output folder {out} cannot be used: {reason}. Give a folder that you may write to."
         ) from error
 
 

@@ -16,11 +16,13 @@ from rich.table import Table
 
 from . import tables
 from .artifact import Artifact, load
+from .compare.cases import record as record_cases
+from .compare.cases import replaying
 from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
 from .compare.undefined import leave_out
-from .compare.verify import example_feeds, spec_cases, verify_recorded
-from .errors import BuildError, DeviceError, Exit, GraphwrightError, worst
+from .compare.verify import CASES, example_feeds, spec_cases, verify_recorded
+from .errors import BuildError, DeviceError, Exit, GraphwrightError, ResourceError, worst
 from .export import OPSET, Source, load_source, open_reference
 from .manifest import Manifest, TargetRecord, Verified, write
 from .output import output_folder
@@ -28,6 +30,7 @@ from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
 from .recipe import Recipe, Step, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
+from .runtimes.child import NORMAL, Limits
 from .spec import Calibration, Job, ModelSpec
 from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage
 from .store import Store
@@ -65,7 +68,9 @@ class Prepared:
     lifted: Lifted
     ranges: Ranges
     recorded: Recorded
+    cases: Path  # the same, on disk
     store: Store
+    limits: Limits  # of each child process
 
 
 def ship(
@@ -78,14 +83,16 @@ def ship(
     budget: float = 20.0,
     require: bool = False,
     allow_code: bool = False,
+    limits: Limits = NORMAL,
     progress: Progress = _log.info,
 ) -> Shipment:
     """Make, prove and measure `source` for each of `targets` (`target[@device][:precision]`), into the folder `out`.
 
     A target that fails is recorded, and the others go on. `calibration` replaces the spec's. `budget`: seconds for the
     latency comparison; 0: none. `require`: a target that cannot run here is an error. `allow_code`: read a .pt2
-    program, which may hold code. Raises UsageError, InputError, and BuildError where the model itself cannot be
-    exported; nothing is then left in `out`.
+    program, which may hold code. `limits`: of time and memory, for each process in which a backend builds an artifact
+    or first runs it. Raises UsageError, InputError, and BuildError where the model itself cannot be exported; nothing
+    is then left in `out`.
     """
     text = source.name if isinstance(source, ModelSpec) else source.text if isinstance(source, Source) else str(source)
     recipe = make_recipe(
@@ -93,10 +100,11 @@ def ship(
     )
     steps = plan(recipe.jobs)
     check_required(steps, require)
-    with output_folder(recipe.out) as folder:
+    store = Store()
+    with output_folder(recipe.out) as folder, store.scratch() as scratch:
         loaded = load_source(source, allow_code=allow_code)
         spec = loaded.spec if calibration is None else replace(loaded.spec, calibration=calibration)
-        shared = prepare(spec, recipe, progress)
+        shared = prepare(spec, recipe, store, scratch / CASES, progress, limits)
         about = {"text": loaded.text, "kind": loaded.kind, "found": loaded.found}
         manifest = start_manifest(spec, about, shared.lifted, shared.ranges)
         for step in steps:
@@ -110,9 +118,10 @@ def ship(
     return Shipment(manifest, recipe.out, latency, exit_code(manifest, require))
 
 
-def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
-    """Export, lift, and the reference's outputs in every case of parity."""
-    store = Store()
+def prepare(
+    spec: ModelSpec, recipe: Recipe, store: Store, cases: Path, progress: Progress, limits: Limits = NORMAL
+) -> Prepared:
+    """Export, lift, and the reference's outputs in every case of parity, written to `cases` too."""
     with _timed("export", progress) as say:
         golden = export_stage(spec, recipe.opset, store)
         say("from the store" if golden.stored else "traced, dynamic dims proved")
@@ -124,8 +133,9 @@ def prepare(spec: ModelSpec, recipe: Recipe, progress: Progress) -> Prepared:
         ranges = ranges_of(golden.model, spec)
         recorded, stored = reference_stage(spec, golden, spec_cases(spec, ranges), store)
         recorded = leave_out(lifted.model, recorded)
+        record_cases(replaying(recorded), [case for case, _ in recorded], cases)
         say(f"{len(recorded)} cases{' from the store' if stored else ''}")
-    return Prepared(golden.model, lifted, ranges, recorded, store)
+    return Prepared(golden.model, lifted, ranges, recorded, cases, store, limits)
 
 
 def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, progress: Progress) -> TargetRecord:
@@ -144,8 +154,8 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
                 lower_into(record, optimized, own, unusable)
                 record.verified = Verified(verdict="no device here", reason=unusable)
             elif "verify" in step.does:
-                record.verified = verify_recorded(Artifact(own, manifest, record), shared.recorded)
-        except BuildError as error:
+                record.verified = verify_here(Artifact(own, manifest, record), shared)
+        except (BuildError, ResourceError) as error:
             record = failed(job, error)
             shutil.rmtree(own)
             own.mkdir()
@@ -156,10 +166,18 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
 def build_here(record: TargetRecord, optimized: Optimized, shared: Prepared, folder: Path) -> str | None:
     """Build; None if it was done, else why the device that is here cannot be used (a library of it is missing)."""
     try:
-        build_into(record, optimized, shared.ranges, folder, shared.store)
+        build_into(record, optimized, shared.ranges, folder, shared.store, shared.limits)
     except DeviceError as error:
         return str(error)
     return None
+
+
+def verify_here(artifact: Artifact, shared: Prepared) -> Verified:
+    """Parity, where the device that is here can be used."""
+    try:
+        return verify_recorded(artifact, shared.cases, shared.limits)
+    except DeviceError as error:
+        return Verified(verdict="no device here", reason=str(error))
 
 
 def failed(job: Job, error: GraphwrightError) -> TargetRecord:
@@ -171,6 +189,7 @@ def failed(job: Job, error: GraphwrightError) -> TargetRecord:
         device=job.device,
         status="failed",
         reason=str(error),
+        failure="resources" if isinstance(error, ResourceError) else "build",
         verified=never,
     )
 
@@ -196,12 +215,13 @@ def build(
     precision: str = "",
     spec: ModelSpec | None = None,
     options: Mapping[str, Any] | None = None,
+    limits: Limits = NORMAL,
 ) -> Artifact:
     """Build a target graph into the folder `out`; a golden graph or an ONNX file is optimized for `target` first.
 
     With `spec`, its dynamic ranges are the engine's, and inputs with the reference's outputs are kept in `out`, so that
-    the artifact can be verified later without torch. Raises DeviceError where this machine cannot build it, BuildError
-    with the backend's own reason.
+    the artifact can be verified later without torch. `limits` are those of the process that builds. Raises DeviceError
+    where this machine cannot build it, BuildError with the backend's own reason, ResourceError beyond the limits.
     """
     optimized = graph if isinstance(graph, Optimized) else optimize(graph, target, precision, options=options)
     missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
@@ -215,7 +235,7 @@ def build(
         name = spec.name if spec else str(optimized.model.graph.name)
         manifest = start_manifest(spec, {"text": name}, lifted, ranges)
         record = describe(optimized.job, optimized, {"lifted": count_ops(lifted.model)})
-        build_into(record, optimized, ranges, folder, store)
+        build_into(record, optimized, ranges, folder, store, limits)
         if spec is not None:
             golden = export_stage(spec, OPSET, store)
             recorded, _ = reference_stage(spec, golden, spec_cases(spec, ranges), store)
@@ -235,7 +255,8 @@ def check_required(steps: list[Step], require: bool) -> None:
 
 def exit_code(manifest: Manifest, require: bool = False) -> Exit:
     """The code that stands for all targets' outcomes; with `require` a target without a verdict counts too."""
-    codes = [Exit.BUILD for record in manifest.targets if record.status == "failed"]
+    failures = [record.failure for record in manifest.targets if record.status == "failed"]
+    codes = [Exit.RESOURCES if failure == "resources" else Exit.BUILD for failure in failures]
     codes += [Exit.VERIFICATION for record in manifest.targets if record.verified.verdict == "failed"]
     codes += [Exit.DEVICE for record in manifest.targets if require and record.verified.passed is None]
     return worst(codes)

@@ -8,9 +8,10 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from .compare.cases import record as record_cases
-from .compare.verify import replaying
+from .compare.cases import replaying
 from .manifest import Build, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
 from .passes import TARGETS, Lifted, Optimized, SiteLog, count_ops, count_precisions, lowered_to
+from .runtimes.child import NORMAL, Limits
 from .spec import Job, ModelSpec
 from .stages import GOLDEN, GRAPH, Ranges, Recorded, build_stage, copy_file, save_graph
 from .store import Store, hash_file, versions
@@ -61,11 +62,13 @@ def describe(job: Job, optimized: Optimized, before: dict[str, dict[str, int]]) 
     )
 
 
-def build_into(record: TargetRecord, optimized: Optimized, ranges: Ranges, folder: Path, store: Store) -> None:
+def build_into(
+    record: TargetRecord, optimized: Optimized, ranges: Ranges, folder: Path, store: Store, limits: Limits = NORMAL
+) -> None:
     """Save the target graph in `folder`, build it there, and enter both into the record."""
     start = time.perf_counter()
     save_graph(optimized.model, folder / GRAPH)
-    result, stored = build_stage(optimized, ranges, folder, store)
+    result, stored = build_stage(optimized, ranges, folder, store, limits)
     record.status, record.artifact, record.graph, record.sha256 = "built", result.artifact, GRAPH, digests(folder)
     notes = [*result.notes, *["taken from the store"] * stored]
     record.build = Build(

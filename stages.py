@@ -17,7 +17,7 @@ from .compare.cases import Case, record, replay
 from .export import onnx_graph, open_reference
 from .passes import TARGETS, Optimized
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
-from .runtimes.child import build_in_child
+from .runtimes.child import NORMAL, Limits, build_in_child
 from .runtimes.ort_cpu import cores
 from .spec import RANGES, ModelSpec, parts_of, size_of
 from .store import Store, hash_file, key, own_digest, versions
@@ -27,7 +27,6 @@ GOLDEN = "golden.safetensors"
 BUILD = "build.json"
 EXTERNAL_ABOVE = 1 << 30  # bytes of weights from which they stand beside the graph: a protobuf ends at 2 GiB
 HASHED_ABOVE = 1 << 20  # bytes of a weight from which it counts by its hash where a graph is identified
-ALL_BYTES = 1 << 40  # the store keeps every recorded case
 
 Ranges = dict[str, tuple[int, int, int]]
 Recorded = list[tuple[Case, dict[str, np.ndarray]]]
@@ -72,13 +71,15 @@ def reference_stage(spec: ModelSpec, golden: Golden, cases: list[Case], store: S
 
     def write(folder: Path) -> None:
         with open_reference(spec) as reference:
-            record(lambda case: reference.run(case.feeds), cases, folder / GOLDEN, ALL_BYTES)
+            record(lambda case: reference.run(case.feeds), cases, folder / GOLDEN)
 
     folder, stored = store.take(stage, write)
     return replay(folder / GOLDEN), stored
 
 
-def build_stage(optimized: Optimized, ranges: Ranges, folder: Path, store: Store) -> tuple[BuildResult, bool]:
+def build_stage(
+    optimized: Optimized, ranges: Ranges, folder: Path, store: Store, limits: Limits = NORMAL
+) -> tuple[BuildResult, bool]:
     """Build the target graph, which lies in `folder`, in a child process; the built files come into `folder`."""
     job = optimized.job
     target = TARGETS[job.target]
@@ -90,7 +91,7 @@ def build_stage(optimized: Optimized, ranges: Ranges, folder: Path, store: Store
     stage = key("build", **request, versions=acting, machine=_machine(), own=own_digest())
 
     def write(temp: Path) -> None:
-        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, device, optimized.settings))
+        result = build_in_child(runtime.name, BuildRequest(folder / GRAPH, ranges, device, optimized.settings), limits)
         for file in folder.iterdir():
             if file.name not in graph:
                 copy_file(file, temp / file.name)

@@ -2,7 +2,8 @@
 
 - objects/<digest>/: object.json beside the files of one stage
 - tmp/<name>/: what is being written or removed, each under the lock of its owner in <name>.lock
-- locks/: one lock a key, so that one process makes a stage and the others wait for it
+- locks/<digest>.lock: so that one process makes a stage and the others wait for it
+What killed processes left in tmp/ and locks/ goes when the next stage is written.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel
 
 from .errors import GraphwrightError, ResourceError, UsageError
+from .scratch import held, size_of, sweep, walk
 
 Write = Callable[[Path], None]
 
@@ -194,7 +196,9 @@ class Store:
 
         Nothing stays behind if `write` raises. Raises ResourceError where the disk, quota or file size limit ran out.
         """
-        with disk_errors(self.root), self._held(self._temp / uuid.uuid4().hex) as temp:
+        with disk_errors(self.root), self._scratch() as temp:
+            sweep(self._temp)
+            sweep(self._locks)
             temp.mkdir(mode=0o700)
             write(temp)
             _seal(temp, key)
@@ -205,26 +209,31 @@ class Store:
         found = self.get(key)
         if found:
             return found, True
-        with disk_errors(self.root), self._key_lock(key):
+        with disk_errors(self.root), self._making(key):
             found = self.get(key)  # another process may have made it while this one waited
             return (found, True) if found else (self.put(key, write), False)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder that is gone after the block, for what is large and not kept."""
+        with disk_errors(self.root), self._scratch() as folder:
+            folder.mkdir(mode=0o700)
+            yield folder
 
     def size(self) -> tuple[int, int]:
         """How many objects there are, and their bytes."""
         folders = _named(self._objects, 64)
-        return len(folders), sum(map(_bytes, folders))
+        return len(folders), sum(map(size_of, folders))
 
     def clean(self) -> tuple[int, int]:
         """Remove all objects, and what killed processes left half written; how many objects, how many bytes in all."""
         count = total = 0
         with disk_errors(self.root):
             for folder in _named(self._objects, 64):
-                size = _bytes(folder)
+                size = size_of(folder)
                 if self._discard(folder):
                     count, total = count + 1, total + size
-            for folder in _named(self._temp, 32):
-                with contextlib.suppress(Timeout), self._held(folder, timeout=0):  # Timeout: its owner lives
-                    total += _bytes(folder)
+            total += sweep(self._temp) + sweep(self._locks)
         return count, total
 
     def _publish(self, temp: Path, key: Key) -> Path:
@@ -243,34 +252,25 @@ class Store:
 
     def _discard(self, folder: Path) -> bool:
         """Remove an object, for readers at one moment; False if it is gone already."""
-        with self._held(self._temp / uuid.uuid4().hex) as doomed:
+        with self._scratch() as doomed:
             try:
                 folder.rename(doomed)
             except FileNotFoundError:
                 return False
         return True
 
-    @contextlib.contextmanager
-    def _held(self, path: Path, timeout: float = -1) -> Iterator[Path]:
-        """Hold the name `path` below tmp/; what is there at the end is removed.
+    def _scratch(self) -> contextlib.AbstractContextManager[Path]:
+        return held(self._temp / uuid.uuid4().hex)
 
-        The kernel frees the lock when its process dies: what no one holds is stale, without a guess by pid or age.
-        """
-        lock = Path(f"{path}.lock")
-        with FileLock(lock, timeout=timeout):
-            try:
-                yield path
-            finally:
-                _remove(path)
-                lock.unlink(missing_ok=True)
-
-    def _key_lock(self, key: Key) -> contextlib.AbstractContextManager[object]:
-        lock = FileLock(self._locks / f"{key.digest}.lock")  # stays: removing it could split those who wait
+    def _making(self, key: Key) -> contextlib.AbstractContextManager[object]:
+        """Hold the key, so that this process alone makes its stage."""
+        name, stack = self._locks / key.digest, contextlib.ExitStack()
         try:
-            return lock.acquire(timeout=0)
+            stack.enter_context(held(name, timeout=0))
         except Timeout:
             _log.info("Another process makes the stage %r: waiting for it.", key.stage)
-            return lock.acquire()
+            stack.enter_context(held(name))
+        return stack
 
 
 def _default_root() -> Path:
@@ -316,7 +316,7 @@ def _seal(folder: Path, key: Key) -> None:
         time=datetime.now(UTC).isoformat(),
     )
     (folder / _RECORD).write_text(record.model_dump_json(indent=2) + "\n")
-    for path in (*(path for path, _ in _walk(folder)), folder):
+    for path in (*(path for path, _ in walk(folder)), folder):
         _sync(path)
 
 
@@ -331,7 +331,7 @@ def _sync(path: Path) -> None:
 def _payload(folder: Path) -> dict[str, Path]:
     """The files of an object by relative name. Raises ValueError at what is neither regular file nor folder."""
     files = {}
-    for path, info in _walk(folder):
+    for path, info in walk(folder):
         name = path.relative_to(folder).as_posix()
         if stat.S_ISREG(info.st_mode):
             files[name] = path
@@ -339,12 +339,6 @@ def _payload(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{name} is neither a regular file nor a folder")
     files.pop(_RECORD, None)
     return files
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All that is below a folder; links are not followed."""
-    for parent, folders, names in os.walk(folder, onerror=_raise):
-        yield from ((path := Path(parent, name), path.lstat()) for name in (*folders, *names))
 
 
 def _damage(folder: Path, digest: str) -> str:
@@ -375,24 +369,6 @@ def _difference(wanted: Mapping[str, _File], found: Mapping[str, Path]) -> str:
 def _named(folder: Path, digits: int) -> list[Path]:
     """The entries that the store itself named: so many hex digits. Anything else in there is not its own."""
     return sorted(path for path in folder.iterdir() if re.fullmatch(rf"[0-9a-f]{{{digits}}}", path.name))
-
-
-def _bytes(folder: Path) -> int:
-    """The bytes of the files in a folder; a link holds none."""
-    if folder.is_symlink():
-        return 0
-    try:
-        return sum(info.st_size for _, info in _walk(folder) if stat.S_ISREG(info.st_mode))
-    except FileNotFoundError:
-        return 0  # another process removed it meanwhile
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder without following links; nothing happens if there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _raise(error: OSError) -> None:

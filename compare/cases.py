@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,13 @@ def _check_shape(
             raise InputError(f"{where} must have shape {wanted}{also}, but has {list(array.shape)}.")
 
 
-def record(reference: Reference, cases: Iterable[Case], path: Path, limit_bytes: int) -> int:
+def replaying(pairs: Sequence[tuple[Case, Mapping[str, np.ndarray]]]) -> Reference:
+    """Recorded outputs as a reference."""
+    outputs = {id(case): out for case, out in pairs}
+    return lambda case: outputs[id(case)]
+
+
+def record(reference: Reference, cases: Iterable[Case], path: Path, limit_bytes: float = math.inf) -> int:
     """Write inputs and reference outputs to `path` (safetensors); returns how many cases were kept.
 
     Whole cases are dropped from the end once the tensors exceed `limit_bytes`; where none fits, the one with the

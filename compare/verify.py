@@ -1,8 +1,12 @@
-"""verify: parity of an artifact, against the model itself or against what was recorded of it."""
+"""verify: parity of an artifact, against the model itself or against what was recorded of it.
+
+An artifact is opened and run in a process of its own: an engine is native code, and may crash where it is first opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +15,14 @@ from ..errors import InputError
 from ..export import load_source, open_reference
 from ..export.onnx_file import read_onnx
 from ..manifest import Verified
+from ..runtimes.child import NORMAL, PYTHON, Limits, about, ask, error_of, typed
 from ..spec import Feeds, ModelSpec
-from .cases import Case, Reference, cases, replay
-from .parity import check
+from ..store import Store
+from .cases import Case, cases, record, replay
 from .undefined import UndefinedRows
+
+CASES = "cases.safetensors"
+COMMAND = (*PYTHON, "graphwright.compare.verify_child")
 
 
 def spec_cases(
@@ -24,51 +32,69 @@ def spec_cases(
     return cases(example_feeds(spec), spec.dynamic, ranges, spec.samples() if samples is None else samples)
 
 
-def verify(spec: ModelSpec | str | None, artifact: Artifact) -> Verified:
+def verify(spec: ModelSpec | str | None, artifact: Artifact, limits: Limits = NORMAL) -> Verified:
     """Parity of `artifact` over a grid of shapes and the spec's calibration data; `.passed` is None without a device.
 
-    Without a spec the recorded inputs and outputs in the artifact's folder are used, and no torch. Raises InputError
-    where there are none, or where a file of the artifact was changed.
+    Without a spec the recorded inputs and outputs in the artifact's folder are used, and no torch. `limits` are those
+    of the process that runs the artifact. Raises InputError where nothing is recorded, or where a file of the artifact
+    was changed, else what `verify_recorded` raises.
     """
     reason = artifact.missing()
     if reason is not None:
         return Verified(verdict="no device here", reason=reason)
     if spec is None:
-        return verify_recorded(artifact, recorded(artifact))
+        return verify_recorded(artifact, golden_of(artifact), limits)
     spec = load_source(spec).spec
     ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
     graph = read_onnx(artifact.folder / artifact.record.graph)
-    with open_reference(spec) as reference, artifact.open() as session, UndefinedRows(graph) as undefined:
+    with Store().scratch() as folder:
+        with open_reference(spec) as reference, UndefinedRows(graph) as undefined:
 
-        def expected(case: Case) -> dict[str, np.ndarray]:
-            return undefined.leave_out(case, reference.run(case.feeds))
+            def expected(case: Case) -> dict[str, np.ndarray]:
+                return undefined.leave_out(case, reference.run(case.feeds))
 
-        return check(expected, session, spec_cases(spec, ranges), artifact.job.precision)
+            record(expected, spec_cases(spec, ranges), folder / CASES)
+        return verify_recorded(artifact, folder / CASES, limits)
 
 
 def recorded(artifact: Artifact) -> list[tuple[Case, dict[str, np.ndarray]]]:
     """The cases and reference outputs kept with an artifact."""
+    return replay(golden_of(artifact))
+
+
+def golden_of(artifact: Artifact) -> Path:
+    """The file of the cases and reference outputs kept with an artifact. Raises InputError where there is none."""
     if artifact.golden is None:
         raise InputError(
             f"{artifact.folder} holds no recorded inputs and outputs: verify it against its source, "
             "`graphwright verify DIR --source SOURCE`."
         )
-    return replay(artifact.golden)
+    return artifact.golden
 
 
-def verify_recorded(artifact: Artifact, pairs: list[tuple[Case, dict[str, np.ndarray]]]) -> Verified:
-    """Parity of `artifact` with recorded outputs."""
+def verify_recorded(
+    artifact: Artifact, cases_file: Path, limits: Limits = NORMAL, command: Sequence[str] = COMMAND
+) -> Verified:
+    """Parity of `artifact` with the outputs that `record` wrote into `cases_file`, found in a process of its own.
+
+    Raises BuildError where that process died or the artifact cannot be opened, ResourceError where it went beyond
+    `limits`, DeviceError where the device that is here cannot be used, InputError where a file was changed.
+    """
     reason = artifact.missing()
     if reason is not None:
         return Verified(verdict="no device here", reason=reason)
-    with artifact.open() as session:
-        return check(replaying(pairs), session, [case for case, _ in pairs], artifact.job.precision)
-
-
-def replaying(pairs: list[tuple[Case, dict[str, np.ndarray]]]) -> Reference:
-    """Recorded outputs as a reference."""
-    outputs = {id(case): out for case, out in pairs}
-    return lambda case: outputs[id(case)]
+    artifact.check_files()
+    who = f"The run of {artifact.label}"
+    question = {
+        **about(artifact.runtime, artifact.settings()),
+        "artifact": str(artifact.path.absolute()),
+        "cases": str(cases_file.absolute()),
+        "precision": artifact.job.precision,
+    }
+    answer, _ = ask(command, who, question, limits)
+    if "error" in answer:
+        raise error_of(answer, answer["message"])
+    return typed(Verified, answer, who)
 
 
 def example_feeds(spec: ModelSpec) -> dict[str, np.ndarray]:

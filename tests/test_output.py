@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from graphwright import output
 from graphwright.errors import Exit, ResourceError, UsageError
@@ -174,17 +174,24 @@ def test_folders_that_are_new_empty_or_of_an_earlier_run_will_do(tmp_path: Path)
     check_output(tmp_path)
 
 
-def test_what_a_killed_run_left_is_not_in_the_way_and_goes_when_it_is_old(tmp_path: Path) -> None:
-    for age, name in ((0, "new"), (output.LEFTOVER_SECONDS + 60, "old")):
-        left = tmp_path / f"{output.PART}{name}"
-        left.mkdir()
-        (left / "model.onnx").write_text("half")
-        then = left.stat().st_mtime - age
-        os.utime(left, (then, then))
-    check_output(tmp_path)
-    with output_folder(tmp_path) as folder:
-        fill(folder)
-    assert names(tmp_path) == [".part-new", ".part-new/model.onnx", FILE, "report.html"]
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(tmp_path: Path) -> None:
+    for name in ("killed", "living"):
+        (tmp_path / f"{output.PART}{name}").mkdir()
+        (tmp_path / f"{output.PART}{name}" / "model.onnx").write_text("half")
+    (tmp_path / f"{output.PART}killed.lock").touch()
+    (tmp_path / f"{output.PART}at-once.lock").touch()
+    with FileLock(tmp_path / f"{output.PART}living.lock"):
+        check_output(tmp_path)
+        with output_folder(tmp_path) as folder:
+            fill(folder)
+        assert names(tmp_path) == [".part-living", ".part-living.lock", ".part-living/model.onnx", FILE, "report.html"]
+
+
+def test_runs_into_one_folder_at_once_do_not_meet(tmp_path: Path) -> None:
+    with output_folder(tmp_path) as first, output_folder(tmp_path) as second:
+        fill(first)
+        fill(second)
+    assert names(tmp_path) == [FILE, "report.html"]
 
 
 def test_a_disk_that_fills_is_a_lack_of_resources_and_leaves_nothing(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from graphwright.pipeline import exit_code, make_target, prepare
 from graphwright.recipe import Step, make_recipe
 from graphwright.records import start_manifest
 from graphwright.spec import Job
+from graphwright.store import Store
 
 
 def test_a_device_that_does_not_start_leaves_its_target_lowered(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = gw.ModelSpec(torch.nn.Linear(16, 16).eval(), {"input": torch.randn(2, 16)}, {"input": {0: "batch"}})
     recipe = make_recipe(source="linear", targets=("ort-cuda:fp16",), out=tmp_path)
-    shared = prepare(spec, recipe, print)
+    shared = prepare(spec, recipe, Store(), tmp_path / "cases", print)
     manifest = start_manifest(spec, {"text": "linear"}, shared.lifted, shared.ranges)
     # what the plan says where a driver is found; ONNX Runtime's CUDA provider then does not start here
     step = Step(Job("ort-cuda", "fp16"), "lower, build, verify, measure", "its runtime and device are here")
