@@ -3,7 +3,7 @@
 - objects/<digest>/: object.json beside the files of one stage
 - tmp/<name>/: what is being written or removed, each under the lock of its owner in <name>.lock
 - locks/<digest>.lock: so that one process makes a stage and the others wait for it
-What killed processes left in tmp/ and locks/ goes when the next stage is written.
+What killed processes left in tmp/ and locks/ goes when the next process writes there.
 """
 
 from __future__ import annotations
@@ -196,10 +196,7 @@ class Store:
 
         Nothing stays behind if `write` raises. Raises ResourceError where the disk, quota or file size limit ran out.
         """
-        with disk_errors(self.root), self._scratch() as temp:
-            sweep(self._temp)
-            sweep(self._locks)
-            temp.mkdir(mode=0o700)
+        with self.scratch() as temp:
             write(temp)
             _seal(temp, key)
             return self._publish(temp, key)
@@ -216,7 +213,7 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder that is gone after the block, for what is large and not kept."""
-        with disk_errors(self.root), self._scratch() as folder:
+        with disk_errors(self.root), self._name() as folder:
             folder.mkdir(mode=0o700)
             yield folder
 
@@ -252,15 +249,20 @@ class Store:
 
     def _discard(self, folder: Path) -> bool:
         """Remove an object, for readers at one moment; False if it is gone already."""
-        with self._scratch() as doomed:
+        with self._name() as doomed:
             try:
                 folder.rename(doomed)
             except FileNotFoundError:
                 return False
         return True
 
-    def _scratch(self) -> contextlib.AbstractContextManager[Path]:
-        return held(self._temp / uuid.uuid4().hex)
+    @contextlib.contextmanager
+    def _name(self) -> Iterator[Path]:
+        """A name below tmp/. What killed processes left goes first, so that it cannot grow."""
+        sweep(self._temp)
+        sweep(self._locks)
+        with held(self._temp / uuid.uuid4().hex) as name:
+            yield name
 
     def _making(self, key: Key) -> contextlib.AbstractContextManager[object]:
         """Hold the key, so that this process alone makes its stage."""

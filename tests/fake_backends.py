@@ -136,6 +136,14 @@ class Abort(Fake):
 FAKES = (Told, Crash, Leave, Garble, Chatter, Hang, Eat, Abort)
 
 
+def register() -> None:
+    """Make all of them known in this process."""
+    from graphwright.passes import TARGETS  # not at the top: children start faster without
+
+    RUNTIMES.update(runtimes())
+    TARGETS.update(targets())
+
+
 def targets() -> dict[str, Target]:
     """A target for each, of fp32 and without passes."""
     return {

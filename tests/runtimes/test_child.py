@@ -83,8 +83,8 @@ def test_what_a_backend_prints_does_not_mix_with_the_answer() -> None:
         (
             "print('tuning'); os.kill(os.getpid(), 9)",
             ResourceError,
-            r"^The told builder was killed, most likely for its memory \(\d\.\d\d GB when last seen\): free some, or build "
-            r"elsewhere\. Its last words: tuning$",
+            r"^The told builder was killed, most likely for its memory \(\d\.\d\d GB when last seen\): free some, or "
+            r"build elsewhere\. Its last words: tuning$",
         ),
         ("raise MemoryError", ResourceError, r"^The told builder ran out of memory\.$"),
         ("raise OSError(errno.ENOSPC, 'full')", ResourceError, r"cannot be written: the disk is full"),
