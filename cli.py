@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import Progress, explain, print_json, print_result, say
-from .errors import Exit, UsageError
+from .errors import Exit, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from .export import Source
@@ -319,12 +319,12 @@ for _name in LATER:
 
 def main() -> None:
     """Run the command line; every error ends in one paragraph and its exit code."""
-    # not as KeyboardInterrupt: once that has passed through an exec of text, which dataclasses and torch use, Python
-    # ends by the signal itself, whatever exit code was asked for
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
     try:
-        app()  # ends in SystemExit: 0, 2 for usage, 130 where interrupted, or what a command raised as typer.Exit
+        app()  # ends in SystemExit: 0, 2 for usage, or what a command raised as typer.Exit
+    except Interrupted as error:
+        sys.exit(error.code)
     except Exception as error:  # noqa: BLE001 - the last place: each becomes a message and an exit code
         if "--debug" in sys.argv:
             traceback.print_exc()
@@ -332,7 +332,7 @@ def main() -> None:
 
 
 def _interrupted(number: int, _: object) -> None:
-    raise SystemExit(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
+    raise Interrupted(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
 
 
 def _load(source: str, allow_code: bool) -> Source:

@@ -329,3 +329,15 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert not (tmp_path / "made").exists()
+
+
+def test_an_interrupt_in_the_middle_of_an_exec_of_text_is_130_too(tmp_path: Path) -> None:
+    """Python would end by the signal itself once a KeyboardInterrupt has passed through one."""
+    (tmp_path / "model.py").write_text(
+        "import signal, time\ndef spec():\n    exec('signal.raise_signal(signal.SIGINT); time.sleep(60)')\n"
+    )
+    command = [sys.executable, "-m", "graphwright", "ship", "model.py:spec", "-t", "ort-cpu:fp32", "--out", "made"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "made").exists()
