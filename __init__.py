@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphwright.passes.lift import Lifted, lift
     from graphwright.passes.sites import Site
     from graphwright.pipeline import Shipment, build, ship
+    from graphwright.runtimes.child import Limits
     from graphwright.spec import Job, ModelSpec, Target
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _WHERE = {
     "Job": "spec",
     "LatencyTable": "compare.latency",
     "Lifted": "passes.lift",
+    "Limits": "runtimes.child",
     "Manifest": "manifest",
     "ModelSpec": "spec",
     "Optimized": "passes",
@@ -50,6 +52,7 @@ __all__ = [
     "Job",
     "LatencyTable",
     "Lifted",
+    "Limits",
     "Manifest",
     "ModelSpec",
     "Optimized",

@@ -13,7 +13,7 @@ from .commands.graphs import build, export, optimize
 from .commands.machine import clean, doctor, models, schema, targets
 from .commands.ship import ship
 from .console import explain
-from .errors import Exit, UsageError
+from .errors import Exit, Interrupted, UsageError
 
 app = typer.Typer(
     name="graphwright",
@@ -46,7 +46,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
     try:
-        app()  # ends in SystemExit: 0, 2 for usage, 130 where interrupted, or what a command raised as typer.Exit
+        app()  # ends in SystemExit: 0, 2 for usage, or what a command raised as typer.Exit
+    except Interrupted as error:
+        sys.exit(error.code)
     except Exception as error:  # noqa: BLE001 - the last place: each becomes a message and an exit code
         if "--debug" in sys.argv:
             traceback.print_exc()
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def _interrupted(number: int, _: object) -> None:
-    raise SystemExit(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
+    raise Interrupted(Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED)
 
 
 if __name__ == "__main__":

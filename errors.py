@@ -66,3 +66,16 @@ class ResourceError(GraphwrightError):
     """Disk, memory or time ran out."""
 
     code = Exit.RESOURCES
+
+
+class Interrupted(BaseException):
+    """The run is to end, now, with `code`.
+
+    It is no SystemExit, which a model's own code may raise and is an error of that then, and no KeyboardInterrupt: once
+    that has passed through an exec of text, as in dataclasses and torch, Python ends by the signal, whatever exit code
+    is asked for.
+    """
+
+    def __init__(self, code: Exit) -> None:
+        self.code = code
+        super().__init__(code)

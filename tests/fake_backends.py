@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import Field
 
 from graphwright.runtimes import RUNTIMES, BuildRequest, BuildResult, Session, Settings
-from graphwright.runtimes.ort_cpu import OrtCpu
+from graphwright.runtimes.ort_cpu import OrtCpu, OrtCpuSettings
 from graphwright.spec import Target
 
 HANG = 600  # seconds
@@ -37,7 +37,7 @@ class Fake(OrtCpu):
         return super().open(artifact, settings)
 
 
-class Code(Settings):
+class Code(OrtCpuSettings):
     """What `Told` is to run."""
 
     build: str = Field(default="pass", description="statements; `result` is what the build gives, if they set it")

@@ -335,3 +335,15 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
 def test_help_shows_the_form_of_a_target(run: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert "target[@device][:precision]" in run(verb, "--help").out
+
+
+def test_an_interrupt_in_the_middle_of_an_exec_of_text_is_130_too(tmp_path: Path) -> None:
+    """Python would end by the signal itself once a KeyboardInterrupt has passed through one."""
+    (tmp_path / "model.py").write_text(
+        "import signal, time\ndef spec():\n    exec('signal.raise_signal(signal.SIGINT); time.sleep(60)')\n"
+    )
+    command = [sys.executable, "-m", "graphwright", "ship", "model.py:spec", "-t", "ort-cpu:fp32", "--out", "made"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "made").exists()
