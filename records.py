@@ -78,6 +78,8 @@ def build_into(record: TargetRecord, optimized: Optimized, ranges: Ranges, folde
     )
     if result.ops:
         record.ops["runtime"] = result.ops
+    if result.precisions:
+        record.precision_achieved = result.precisions
 
 
 def lower_into(record: TargetRecord, optimized: Optimized, folder: Path, why: str) -> None:
