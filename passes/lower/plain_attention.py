@@ -111,6 +111,7 @@ def _additive(node: ir.Node, mask: ir.Value, masks: Masks) -> ir.Value:
             if mask.dtype == ir.DataType.BOOL
             else insert(node, "Max", [mask, lowest])
         )
+        made.type, made.shape = ir.TensorType(ir.DataType.FLOAT), mask.shape
         masks[at] = made
     return masks[at]
 
