@@ -49,6 +49,7 @@ def _replace(node: ir.Node) -> bool:
         return False
     dequantized = insert(product, "DequantizeLinear", [node.inputs[1], scale], axis=1)
     made, old = insert(product, "MatMul", [quantize.inputs[0], dequantized]), product.outputs[0]
-    made.type, made.shape, made.name = old.type, old.shape, old.name if old.is_graph_output() else None
-    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
+    made.type, made.shape = old.type, old.shape
+    assert product.graph is not None
+    ir.convenience.replace_nodes_and_values(product.graph, product, [product], [], [old], [made])
     return True

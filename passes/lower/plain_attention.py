@@ -82,10 +82,9 @@ def _decompose(node: ir.Node, masks: Masks) -> None:
     assert core is not None
     core.metadata_props[SITE] = node.metadata_props.get(SITE, "attention")
     made, old = insert(node, "MatMul", [weights, value]), node.outputs[0]
-    made.type, made.shape, made.name = old.type, old.shape, old.name if old.is_graph_output() else None
-    ir.convenience.replace_all_uses_with(old, made, replace_graph_outputs=True)
+    made.type, made.shape = old.type, old.shape
     assert node.graph is not None
-    node.graph.remove(node, safe=True)
+    ir.convenience.replace_nodes_and_values(node.graph, node, [node], [], [old], [made])
 
 
 def _repeat(node: ir.Node, value: ir.Value, heads: int | str | None) -> ir.Value:
