@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -125,12 +125,17 @@ def _info(value: onnx.ValueInfoProto) -> TensorInfo:
 def _compile(path: Path, graph: _Graph, settings: OpenVinoSettings) -> Any:
     """The compiled model. Raises DeviceError where this CPU lacks the precision, BuildError if OpenVINO refuses it."""
     core = load().Core()
-    if graph.compute == "bf16" and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-        raise DeviceError("This CPU has no bfloat16 arithmetic: take openvino:fp32 or openvino:int8-dynamic.")
+    check_capable(graph.compute, core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"))
     try:
         return core.compile_model(core.read_model(path), DEVICE, _config(graph.compute, settings))
     except Exception as error:
         raise BuildError(f"OpenVINO refuses the graph: {_reason(error)}") from error
+
+
+def check_capable(compute: str, capabilities: Collection[str]) -> None:
+    """Raise DeviceError where the CPU lacks the arithmetic: OpenVINO would take float32 without a word."""
+    if compute == "bf16" and "BF16" not in capabilities:
+        raise DeviceError("This CPU has no bfloat16 arithmetic: take openvino:fp32 or openvino:int8-dynamic.")
 
 
 def _config(compute: str, settings: OpenVinoSettings) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class OpenVino(Runtime):
             {"openvino": version("openvino")},
             options,
             dict(ops.most_common()),
-            _notes(graph.compute, got),
+            notes(graph.compute, got),
             dict(got.most_common()),
         )
 
@@ -266,7 +271,7 @@ def _precisions(layers: list[_Layer], graph: _Graph, isa: str) -> Iterator[str]:
             yield _NAMES.get(layer.types[0], layer.types[0])
 
 
-def _notes(compute: str, got: Mapping[str, int]) -> tuple[str, ...]:
+def notes(compute: str, got: Mapping[str, int]) -> tuple[str, ...]:
     """What was not computed as asked. Integers are always asked for: by the graph."""
     asked = {compute, "int8"} | ({"fp32"} if compute == "int8-dynamic" else set())
     notes = [
