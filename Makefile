@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt
 DEMO_TARGETS := ort-cpu:fp32 ort-cpu:int8-dynamic tensorrt-rtx:fp16 ort-cuda:fp16 tensorrt:fp16
-# TensorRT-RTX has wheels for x86-64 alone
-EXTRAS := hf$(if $(filter x86_64,$(shell uname -m)),$(shell echo ,rtx))
+# TensorRT-RTX has wheels for x86-64 alone, and OpenVINO is tested there
+EXTRAS := hf$(if $(filter x86_64,$(shell uname -m)),$(shell echo ,openvino,rtx))
 
 .PHONY: demo test test-full lint types format clean
 .DELETE_ON_ERROR:

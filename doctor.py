@@ -14,7 +14,7 @@ from .store import Store, versions
 
 PACKAGES = (
     *("graphwright", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "torch"),
-    *("transformers", "polygraphy", "tensorrt", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
+    *("openvino", "transformers", "polygraphy", "tensorrt", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
 )
 VENDOR = (
     "tensorrt is the vendor's package: pip fetches its libraries from the vendor's own index, so a machine that cannot "

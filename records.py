@@ -81,6 +81,8 @@ def build_into(
     )
     if result.ops:
         record.ops["runtime"] = result.ops
+    if result.precisions:
+        record.precision_achieved = result.precisions
 
 
 def lower_into(record: TargetRecord, optimized: Optimized, folder: Path, why: str) -> None:

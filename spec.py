@@ -22,6 +22,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 PATH = "graphwright.path"  # on a node: its module's path in the source, set at export
 SITE = "graphwright.site"  # on a node: the kind of the site that it is the core of, set at lift
 RANGES = "graphwright.ranges"  # on a model: JSON, dynamic dim -> [min, max or null], as the export proved
+COMPUTE = "graphwright.compute"  # on a target graph: the precision that its runtime is to compute float32 in
 
 Feeds = Mapping[str, "np.ndarray"]
 Calibration = Iterable[Feeds] | Callable[[], Iterable[Feeds]]
@@ -278,6 +279,7 @@ class Target:
     needs: str  # what a machine must have to run it, in words
     # of a lifted graph: class of sites -> the forms that measuring may choose among, the default first
     alternatives: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
+    hinted: frozenset[Precision] = frozenset()  # of these the runtime computes a float32 graph in: it stays float32
 
 
 @dataclass(frozen=True)

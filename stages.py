@@ -85,7 +85,9 @@ def build_stage(
     target = TARGETS[job.target]
     runtime, device = RUNTIMES[target.runtime], job.device or target.devices[0]
     graph = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
-    acting = versions("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")
+    acting = versions(
+        *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")
+    )
     settings = optimized.settings.model_dump(mode="json")
     request = {"job": str(job), "device": device, "graph": graph, "ranges": ranges, "settings": settings}
     stage = key("build", **request, versions=acting, machine=_machine(), own=own_digest())

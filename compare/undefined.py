@@ -14,12 +14,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..export.graph_session import open_graph
+from ..passes.lift.values import producer, rank
 from ..passes.region import LOWEST
 from ..runtimes.base import Session
+from ..spec import SITE
 from .cases import Case
 
 Outputs = dict[str, np.ndarray]
 MASK = 3  # input of Attention
+MASK_RANK = 4  # one of fewer axes, causal, leaves each query a key: its own
 
 
 class UndefinedRows:
@@ -62,14 +65,10 @@ def leave_out(lifted: ir.Model, recorded: Iterable[tuple[Case, Outputs]]) -> lis
 def _masks(graph: ir.Model) -> Session | None:
     """The part of the graph that makes its attentions' masks; None if no mask depends on an input."""
     model = graph.clone()
-    masks = {
-        node.inputs[MASK]: None
-        for node in model.graph
-        if node.domain == "" and node.op_type == "Attention" and len(node.inputs) > MASK
-    }
+    masks = dict.fromkeys(mask for node in model.graph for mask in _read_by(node))
     # of a graph in half precision the boolean masks tell: the CPU cannot compute all of the others
     known = (ir.DataType.BOOL, ir.DataType.FLOAT)
-    made = [mask for mask in masks if mask is not None and mask.producer() is not None and mask.dtype in known]
+    made = [mask for mask in masks if mask.producer() is not None and mask.dtype in known]
     if not made:
         return None
     model.graph.outputs[:] = made
@@ -78,6 +77,20 @@ def _masks(graph: ir.Model) -> Session | None:
     for value in unread:
         model.graph.inputs.remove(value)
     return open_graph(model) if model.graph.inputs else None
+
+
+def _read_by(node: ir.Node) -> list[ir.Value]:
+    """The mask of an attention, be it one op, or primitives as a target has them: what is added before its Softmax."""
+    if node.domain == "" and node.op_type == "Attention":
+        return [mask for mask in node.inputs[MASK : MASK + 1] if mask is not None]
+    if node.op_type == "Softmax" and node.metadata_props.get(SITE) == "attention":
+        scores = node.inputs[0]
+        added = []
+        while (add := producer(scores, "Add")) is not None:
+            scores, mask = add.inputs
+            added += [mask] if mask is not None and rank(mask) == MASK_RANK else []
+        return added
+    return []
 
 
 def _without_key(mask: np.ndarray) -> np.ndarray:

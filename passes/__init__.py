@@ -58,7 +58,8 @@ def optimize(
     trail = Trail()
     model = lifted.model.clone()
     inline(model)  # no target has forms of its own for graphwright's functions yet
-    precise = quantize(model, job.precision, trail)
+    hinted = job.precision in TARGETS[job.target].hinted
+    precise = model if hinted else quantize(model, job.precision, trail)
     return Optimized(lower(precise, lowering, trail), lifted.log, job, lifted, trail, lowering.settings)
 
 

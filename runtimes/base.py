@@ -55,6 +55,7 @@ class BuildResult:
     options: Options
     ops: dict[str, int] = field(default_factory=dict)  # op types of the graph that the runtime made, where it tells
     notes: tuple[str, ...] = ()
+    precisions: dict[str, int] = field(default_factory=dict)  # what the products compute in -> how many, where it tells
 
 
 class Session(ABC):

@@ -124,7 +124,7 @@ def test_external_data_outside_its_folder_is_rejected(run: Run, tmp_path: Path, 
 
 def test_an_unknown_target_lists_the_targets_and_suggests_the_nearest(run: Run) -> None:
     result = run("ship", "model.py:spec", "--target", "ort-cqu", "--out", "made")
-    refused(result, 2, r"Unknown target 'ort-cqu'\. Did you mean 'ort-c.u'\? Allowed: ort-cpu, ort-cuda, tensorrt, ")
+    refused(result, 2, r"Unknown target 'ort-cqu'\. Did you mean 'ort-c.u'\? Allowed: openvino, ort-cpu, ort-cuda, tensorrt, ")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from ...runtimes import RUNTIMES, Settings
 from ...spec import PRECISIONS, Job, Lowering, Precision, Target, pick
 from ..base import Trail, run
 from ..sites import path_of
-from . import ort_cpu, ort_cuda, tensorrt, tensorrt_rtx
+from . import openvino, ort_cpu, ort_cuda, tensorrt, tensorrt_rtx
 
 TARGETS: dict[str, Target] = {
-    module.TARGET.name: module.TARGET for module in (ort_cpu, ort_cuda, tensorrt, tensorrt_rtx)
+    module.TARGET.name: module.TARGET for module in (ort_cpu, ort_cuda, openvino, tensorrt, tensorrt_rtx)
 }
 
 

@@ -45,8 +45,8 @@ def test_a_job_is_parsed(text: str, job: Job, folder: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ort-cpo", r"Unknown target 'ort-cpo'\. Did you mean 'ort-cpu'\? Allowed: ort-cpu, ort-cuda, tensorrt, "),
-        ("", r"Unknown target ''\. Allowed: ort-cpu, "),
+        ("ort-cpo", r"Unknown target 'ort-cpo'\. Did you mean 'ort-cpu'\? Allowed: openvino, ort-cpu, ort-cuda, tensorrt, "),
+        ("", r"Unknown target ''\. Allowed: openvino, ort-cpu, "),
         ("ORT-CPU", r"Unknown target 'ORT-CPU'\."),
         (
             "ort-cpu:int9",
