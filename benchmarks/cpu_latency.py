@@ -36,8 +36,11 @@ LIMIT = 1e-4  # of the largest |a - b| over the largest |b| of an output: float3
 DEFAULT = ("minilm", "bert-base", "vit-b16", "gpt2")
 
 
+BEGAN = time.monotonic()
+
+
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(f"{time.monotonic() - BEGAN:6.0f} s  {text}", file=sys.stderr, flush=True)
 
 
 class Bench:
@@ -70,13 +73,15 @@ class Bench:
         cell = Cell(self.model, self.threads, batch, length, machine=facts(self.graphs))
         right = self._right(cell, MODELS[self.model].feeds(batch, length))
         for name, child in right.items():
+            say(f"{cell.key}: profile of {name}")
             profile = child.ask("profile")["profile"]
             if profile is not None:
                 cell.rows[name].shares, cell.rows[name].top = profile["shares"], profile["top"]
             if name == BASE:
                 self._set_limits(cell, [(m, k, n) for m, k, n in profile["products"]])
         calls = {name: child.call for name, child in [*right.items(), *self.limits.items()]}
-        samples = latency.measure(calls, max(end - time.monotonic(), 1.0), clock=self.clock)
+        left = max(end - time.monotonic(), 1.0)
+        samples = latency.measure(calls, left, clock=self.clock, progress=lambda text: say(f"{cell.key}: {text}"))
         enter(cell, samples)
         return cell
 
@@ -93,6 +98,7 @@ class Bench:
             cell.rows[name] = row = Row(error=self.errors.get(name, ""))
             if name not in self.children:
                 continue
+            say(f"{cell.key}: outputs of {name}")
             try:
                 self.children[name].feed(feeds)
                 row.difference = difference(self.children[name].outputs(), wanted)
