@@ -157,7 +157,9 @@ class Graphs:
         """graphwright's artifact for that many threads."""
         known = RUNTIMES[TARGETS[contender.target].runtime].settings.model_fields
         options = {**contender.options, **({"threads": threads} if "threads" in known else {})}
-        code = digest(*ours("export", "passes", "runtimes"), golden.name, json.dumps(options), repr(contender), str(threads))
+        code = digest(
+            *ours("export", "passes", "runtimes"), golden.name, json.dumps(options), repr(contender), str(threads)
+        )
         folder = self.folder / f"{golden.stem}-{contender.target}-{code}"
         if not folder.exists():
             try:

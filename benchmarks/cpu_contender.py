@@ -109,18 +109,22 @@ class OnnxRuntime(Engine):
         return cpu_profile.onnxruntime(self.source, self.options, self.feeds)
 
 
+def latency_options(threads: int) -> dict[str, str | int]:
+    """Of OpenVINO: for latency, in float32; on a CPU that has bfloat16 its default is to compute in that."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
 class OpenVino(Engine):
-    """OpenVINO for latency, in float32: on a CPU that has bfloat16 its default is to round to that."""
+    """OpenVINO as it is, with `latency_options`."""
 
     def __init__(self, source: str, threads: int, fetch: int | None) -> None:
         import openvino as ov
 
-        self.source, self.fetch = source, fetch
-        self.options = {
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
+        self.source, self.fetch, self.options = source, fetch, latency_options(threads)
         self.request = ov.Core().compile_model(source, "CPU", self.options).create_infer_request()
 
     def call(self) -> list[np.ndarray]:
@@ -146,10 +150,14 @@ class Graphwright(Engine):
         return list(self.session.run(self.feeds).values())
 
     def profile(self) -> cpu_profile.Profile | None:
-        plain = ENGINES["openvino" if self.artifact.job.target == "openvino" else "onnxruntime"]
-        engine = plain(str(self.artifact.path), self.threads, None)
-        engine.feed(self.feeds)
-        return engine.profile()
+        path = str(self.artifact.path)
+        if self.artifact.job.target == "openvino":
+            return cpu_profile.openvino(path, latency_options(self.threads), self.feeds)
+        from graphwright.runtimes.ort_cpu import PROVIDER, OrtCpuSettings, session_options
+
+        settings = self.artifact.settings()
+        assert isinstance(settings, OrtCpuSettings)
+        return cpu_profile.onnxruntime(path, session_options(PROVIDER, settings), self.feeds)
 
 
 ENGINES: dict[str, type[Engine]] = {
