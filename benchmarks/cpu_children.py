@@ -19,8 +19,6 @@ from cpu_models import Feeds
 from cpu_table import Contender
 
 import graphwright as gw
-from graphwright.passes.lower import TARGETS
-from graphwright.runtimes import RUNTIMES
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino", "onnx-ir")
@@ -32,7 +30,7 @@ print(json.dumps({{name: found[name] for name in {PACKAGES!r} if name in found}}
 """
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818 - a contender that fails is a result
     """What another process could not do, in its words."""
 
 
@@ -51,7 +49,7 @@ class Child:
 
     def __init__(self, python: str, engine: str, source: str, threads: int, clock: Clock, fetch: int | None = None):
         asked = {"engine": engine, "source": source, "threads": threads, "fetch": fetch}
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close
         self.clock = clock
         self.process = subprocess.Popen(
             [python, HERE / "cpu_contender.py", json.dumps(asked)],
@@ -146,8 +144,10 @@ class Graphs:
         path = self.folder / f"{model}-{way}-{digest(code, json.dumps(versions(python)))}.onnx"
         if not path.exists():
             made = path.with_suffix(".part")
-            child = [python, HERE / "cpu_graphs.py", way, model, made, *source]
-            done = subprocess.run(child, capture_output=True, text=True, check=False)
+            arguments: list[str | Path] = [way, model, made, *source]
+            done = subprocess.run(
+                [python, HERE / "cpu_graphs.py", *arguments], capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 raise Failure(" ".join(done.stderr.strip().splitlines()[-1:]) or f"exit {done.returncode}")
             made.rename(path)
@@ -155,11 +155,8 @@ class Graphs:
 
     def build(self, contender: Contender, golden: Path, threads: int) -> Path:
         """graphwright's artifact for that many threads."""
-        known = RUNTIMES[TARGETS[contender.target].runtime].settings.model_fields
-        options = {**contender.options, **({"threads": threads} if "threads" in known else {})}
-        code = digest(
-            *ours("export", "passes", "runtimes"), golden.name, json.dumps(options), repr(contender), str(threads)
-        )
+        options = {**contender.options, "threads": threads}
+        code = digest(*ours("export", "passes", "runtimes"), golden.name, json.dumps([contender.target, options]))
         folder = self.folder / f"{golden.stem}-{contender.target}-{code}"
         if not folder.exists():
             try:

@@ -103,7 +103,8 @@ class OnnxRuntime(Engine):
         self.feeds = {name: array for name, array in feeds.items() if name in known}
 
     def call(self) -> list[np.ndarray]:
-        return self.session.run(self.names, self.feeds)
+        outputs: list[np.ndarray] = self.session.run(self.names, self.feeds)
+        return outputs
 
     def profile(self) -> cpu_profile.Profile:
         return cpu_profile.onnxruntime(self.source, self.options, self.feeds)

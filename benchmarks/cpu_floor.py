@@ -20,7 +20,8 @@ def flops(products: Sequence[Product]) -> int:
 
 def graph(products: Sequence[Product], path: Path) -> Path:
     """Each product with weights of its own, in order, its rows dynamic; its input is the newest tensor that fits."""
-    random, nodes, weights, inputs = np.random.default_rng(0), [], [], {}
+    random, nodes, weights = np.random.default_rng(0), [], []
+    inputs: dict[str, tuple[int, int]] = {}
     newest: dict[tuple[int, int], str] = {}
     unused: dict[str, int] = {}
     for index, (m, k, n) in enumerate(products):

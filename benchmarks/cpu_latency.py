@@ -27,12 +27,13 @@ import numpy as np
 from cpu_children import Child, Clock, Failure, Graphs, digest
 from cpu_models import MODELS, Feeds
 from cpu_report import Cell, Row
-from cpu_table import BASE, CONTENDERS, LIMITS, Contender
+from cpu_table import BASE, CONTENDERS, LIMITS, PEERS, Contender
 from rich.console import Console
 
 from graphwright.compare import latency
 
 LIMIT = 1e-4  # of the largest |a - b| over the largest |b| of an output: float32 in another order stays below 1e-5
+LEAST = 5.0  # seconds of measuring at one size, whatever its profiles and its limits took
 DEFAULT = ("minilm", "bert-base", "vit-b16", "gpt2")
 
 
@@ -80,7 +81,7 @@ class Bench:
             if name == BASE:
                 self._set_limits(cell, [(m, k, n) for m, k, n in profile["products"]])
         calls = {name: child.call for name, child in [*right.items(), *self.limits.items()]}
-        left = max(end - time.monotonic(), 1.0)
+        left = max(end - time.monotonic(), LEAST)
         samples = latency.measure(calls, left, clock=self.clock, progress=lambda text: say(f"{cell.key}: {text}"))
         enter(cell, samples)
         return cell
@@ -145,12 +146,13 @@ def enter(cell: Cell, samples: Mapping[str, latency.Samples]) -> None:
         row.median_ms = statistics.median(own.ms) if len(own) else None
         if BASE in samples and row.rounds:
             row.ratio = latency.speedup(own, samples[BASE])
-    peers = {name: row.median_ms for name, row in rows.items() if name in cell.rows and CONTENDERS[name].ort}
-    timed = {name: ms for name, ms in peers.items() if ms is not None}
-    cell.best_peer = min(timed, key=timed.__getitem__, default="")
+    peers = {name: row.median_ms for name, row in cell.rows.items() if row.median_ms and name in PEERS}
+    best = {min(peers, key=peers.__getitem__)} if peers else set()
+    ort = {name: ms for name, ms in peers.items() if CONTENDERS[name].engine == "onnxruntime"}
+    best |= {min(ort, key=ort.__getitem__)} if ort else set()
     for name, row in cell.rows.items():
-        if cell.best_peer and CONTENDERS[name].target and row.rounds:
-            row.to_best = latency.speedup(samples[name], samples[cell.best_peer])
+        if CONTENDERS[name].target and row.rounds:
+            row.against = {peer: latency.speedup(samples[name], samples[peer]) for peer in sorted(best)}
     large = [row.median_ms for name, row in cell.limits.items() if name.startswith("sgemm")]
     cell.peak = max((cpu_floor.flops(cpu_floor.LARGE) / 1e6 / ms for ms in large if ms), default=0.0)
 
@@ -180,7 +182,8 @@ def run(asked: argparse.Namespace, graphs: Graphs) -> list[Cell]:
             for shape in shapes:
                 share = weight(model, *shape) / left
                 left -= weight(model, *shape)
-                cells.append(bench.cell(*shape, max(end - time.monotonic(), 0) * share))
+                batch, length = shape
+                cells.append(bench.cell(batch, length, max(end - time.monotonic(), 0) * share))
                 console.print(cpu_report.table(cells[-1]), *cpu_report.remarks(cells[-1]), "", sep="\n")
                 if asked.results:
                     cpu_report.keep(cells, asked.results)
@@ -189,7 +192,8 @@ def run(asked: argparse.Namespace, graphs: Graphs) -> list[Cell]:
 
 def weight(model: str, batch: int, length: int) -> float:
     """Seconds of a round for each contender: its rest, and a block of at least four calls at 100 GFLOP/s."""
-    return 0.4 + 4 * MODELS[model].flops * batch * length / 100e9
+    products: float = MODELS[model].flops * batch * length
+    return 0.4 + 4 * products / 100e9
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -201,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=3600, help="seconds for all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--models", nargs="+", default=list(DEFAULT), choices=[*DEFAULT, "tiny"])
+    parser.add_argument("--models", nargs="+", default=list(DEFAULT), choices=DEFAULT)
     parser.add_argument("--shapes", type=shape, nargs="+", help="batch x length, as 1x128")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--peers-python", default=sys.executable, help="the interpreter of the peers' environment")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +14,17 @@ import numpy as np
 
 # What an op type counts for. Products of weights are "gemm", of two activations "attention" (told by their ranks).
 KINDS = {
-    "gemm": "MatMul FusedMatMul Gemm FusedGemm Conv FusedConv FullyConnected Convolution MatMulNBits MatMulInteger"
-    " DynamicQuantizeMatMul MatMulIntegerToFloat QLinearMatMul QGemm",
-    "attention": "Attention MultiHeadAttention GroupQueryAttention Softmax IsNaN ScaledDotProductAttention QAttention"
-    " ScaledDotProductAttentionWithKVCache PagedAttention RotaryEmbedding RoPE MHA",
-    "norm": "LayerNormalization SimplifiedLayerNormalization SkipLayerNormalization EmbedLayerNormalization"
-    " SkipSimplifiedLayerNormalization RMSNormalization MVN RMS NormalizeL2",
-    "point": "Gelu FastGelu BiasGelu QuickGelu Erf Tanh Relu Sigmoid Add Sub Mul Div Pow Sqrt Where BiasAdd Eltwise"
-    " MulAdd Multiply Divide Subtract Subgraph PowerStatic Swish Select Clip Max Min Neg Abs Exp Not And Or",
-    "moves": "Reshape Transpose Slice StridedSlice Concat Split VariadicSplit Gather GatherElements GatherND Cast Convert"
-    " Expand Broadcast Squeeze Unsqueeze Flatten Identity Reorder Tile Pad Memcpy Reinterpret ReorderInput ReorderOutput"
-    " QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
+    "gemm": """MatMul FusedMatMul Gemm FusedGemm Conv FusedConv FullyConnected Convolution MatMulNBits MatMulInteger
+        DynamicQuantizeMatMul MatMulIntegerToFloat QLinearMatMul QGemm""",
+    "attention": """Attention MultiHeadAttention GroupQueryAttention QAttention ScaledDotProductAttention MHA Softmax
+        ScaledDotProductAttentionWithKVCache IsNaN RotaryEmbedding RoPE""",
+    "norm": """LayerNormalization SimplifiedLayerNormalization RMSNormalization SkipLayerNormalization
+        SkipSimplifiedLayerNormalization EmbedLayerNormalization MVN RMS NormalizeL2""",
+    "point": """Gelu FastGelu BiasGelu QuickGelu Erf Tanh Relu Sigmoid Swish Add Sub Mul MulAdd Div Pow Sqrt Exp Neg Abs
+        Where Not And Or Clip Max Min Eltwise Multiply Divide Subtract PowerStatic Select Subgraph""",
+    "moves": """Reshape Transpose Slice StridedSlice Concat Split VariadicSplit Gather GatherElements GatherND Cast
+        Convert Expand Broadcast Squeeze Unsqueeze Flatten Identity Reorder Tile Pad ReorderInput ReorderOutput
+        QuantizeLinear DequantizeLinear DynamicQuantizeLinear""",
 }
 KIND = {op: kind for kind, ops in KINDS.items() for op in ops.split()}
 CLASSES = (
@@ -62,7 +62,7 @@ def onnxruntime(model: str, options: Any, feeds: Mapping[str, np.ndarray]) -> Pr
     begin = runs[0][0]  # the first call, in which memory is taken, does not count
     nodes = [event for event in events if event.get("cat") == "Node" and event["ts"] >= begin]
     kernels = [event for event in nodes if event["name"].endswith("_kernel_time")]
-    spent: Counter[tuple[str, str]] = Counter()
+    spent: dict[tuple[str, str], float] = defaultdict(float)
     for event in kernels:
         spent[_class(event["args"]), event["args"]["op_name"]] += event["dur"]
     products = [_product(event["args"]) for event in kernels if event["ts"] < runs[0][1]]
@@ -84,13 +84,13 @@ def openvino(model: str, options: Mapping[str, Any], feeds: Mapping[str, np.ndar
     call()
     first = _counters(request)
     _repeat(call)
-    spent = Counter({op: time * len(seconds) - first[op] for op, time in _counters(request).items()})
+    spent = {op: max(time * len(seconds) - first[op], 0) for op, time in _counters(request).items()}
     return _profile(spent, sum(seconds[1:]), [])
 
 
-def _counters(request: Any) -> Counter[tuple[str, str]]:
+def _counters(request: Any) -> dict[tuple[str, str], float]:
     """Seconds by class and op type. Products with weights are called FullyConnected there."""
-    spent: Counter[tuple[str, str]] = Counter()
+    spent: dict[tuple[str, str], float] = defaultdict(float)
     for info in request.get_profiling_info():
         kind = "attention" if info.node_type == "MatMul" else KIND.get(info.node_type, "rest")
         spent[kind, info.node_type] += info.real_time.total_seconds()
@@ -106,13 +106,14 @@ def _repeat(call: Callable[[], object]) -> None:
         count += 1
 
 
-def _profile(spent: Counter[tuple[str, str]], total: float, products: list[tuple[int, int, int]]) -> Profile:
-    shares, ops = dict.fromkeys(CLASSES, 0.0), Counter[str]()
+def _profile(spent: dict[tuple[str, str], float], total: float, products: list[tuple[int, int, int]]) -> Profile:
+    shares: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+    ops: dict[str, float] = defaultdict(float)
     for (kind, op), time_spent in spent.items():
         shares[kind] += time_spent / total
         ops[op] += time_spent / total
     shares["out"] = max(0.0, 1 - sum(shares.values()))
-    return Profile(shares, dict(ops.most_common(8)), products)
+    return Profile(shares, dict(sorted(ops.items(), key=lambda op: -op[1])[:8]), products)
 
 
 def _shapes(args: Mapping[str, Any]) -> list[list[int]]:

@@ -8,28 +8,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """What runs (`engine` of cpu_contender.py) and what it runs: a graph of cpu_graphs.py, or a build of graphwright."""
+    """What runs (an engine of cpu_contender.py), and what it runs."""
 
     engine: str
-    graph: str = ""  # the way in which the graph is made; none: the module itself
-    target: str = ""  # of graphwright
-    tune: bool = False
-    ort: bool = False  # ONNX Runtime by other means than ours: the best of them is what ours is held against
+    graph: str = ""  # the way of cpu_graphs.py in which the graph is made; none: the module itself
+    target: str = ""  # of graphwright, which builds its artifact from the graph
     options: dict[str, Any] = field(default_factory=dict)  # of the target, beside the threads
 
 
 CONTENDERS = {
     "torch": Contender("torch"),
     "torch.compile": Contender("torch.compile"),
-    "raw": Contender("onnxruntime", "raw", ort=True),
+    "raw": Contender("onnxruntime", "raw"),
     "raw again": Contender("onnxruntime", "raw"),  # the control: what differs here is noise
-    "ORT optimizer": Contender("onnxruntime", "optimizer", ort=True),
-    "onnxscript": Contender("onnxruntime", "onnxscript", ort=True),
-    "transformers": Contender("onnxruntime", "transformers", ort=True),
+    "ORT optimizer": Contender("onnxruntime", "optimizer"),
+    "onnxscript": Contender("onnxruntime", "onnxscript"),
+    "transformers": Contender("onnxruntime", "transformers"),
     "OpenVINO": Contender("openvino", "raw"),
-    "graphwright": Contender("graphwright", "golden", "ort-cpu"),
+    "graphwright ort-cpu": Contender("graphwright", "golden", "ort-cpu"),
+    "graphwright openvino": Contender("graphwright", "golden", "openvino"),
 }
 BASE = "raw"
+PEERS = [name for name, contender in CONTENDERS.items() if not contender.target and name != "raw again"]
 LIMITS = {
     "products, MLAS": Contender("onnxruntime"),
     "products, OpenVINO": Contender("openvino"),
