@@ -75,15 +75,23 @@ class Torch(Engine):
 
 
 class TorchCompile(Torch):
-    """torch.compile, a compilation for each shape, weights frozen: what its documentation says for a CPU."""
+    """torch.compile as it comes, but for a compilation for each shape."""
+
+    freezing = False
 
     def __init__(self, source: str, threads: int, fetch: int | None) -> None:
         super().__init__(source, threads, fetch)
         import torch
         import torch._inductor.config
 
-        torch._inductor.config.freezing = True
+        torch._inductor.config.freezing = self.freezing
         self.module = torch.compile(self.module, dynamic=False)
+
+
+class TorchFrozen(TorchCompile):
+    """torch.compile with weights as constants, laid out anew for the products."""
+
+    freezing = True
 
 
 class OnnxRuntime(Engine):
@@ -164,6 +172,7 @@ class Graphwright(Engine):
 ENGINES: dict[str, type[Engine]] = {
     "torch": Torch,
     "torch.compile": TorchCompile,
+    "torch.compile frozen": TorchFrozen,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
     "graphwright": Graphwright,

@@ -19,6 +19,7 @@ class Contender:
 CONTENDERS = {
     "torch": Contender("torch"),
     "torch.compile": Contender("torch.compile"),
+    "torch.compile frozen": Contender("torch.compile frozen"),
     "raw": Contender("onnxruntime", "raw"),
     "raw again": Contender("onnxruntime", "raw"),  # the control: what differs here is noise
     "ORT optimizer": Contender("onnxruntime", "optimizer"),
