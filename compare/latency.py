@@ -328,13 +328,20 @@ def _comparison(own: Samples, base: Samples, reference: str) -> str:
     rounds = len(own.blocks)
     if rounds < ROUNDS_FLOOR:
         return f"too few rounds ({rounds} of {ROUNDS_FLOOR}) to compare with {reference}: raise --budget"
-    ratios = np.array([np.median(b) / np.median(a) for a, b in zip(own.blocks, base.blocks, strict=True)])
-    low, high = interval(ratios)
-    middle = float(np.median(ratios))
+    middle, low, high = speedup(own, base)
     if round(low, 2) <= 1 <= round(high, 2):
         return f"no difference shown from {reference} (95% CI {low:.2f} to {high:.2f}, {rounds} rounds)"
     words = f"{middle:.2f}x faster than" if middle > 1 else f"slower: {middle:.2f}x the speed of"
     return f"{words} {reference} (95% CI {low:.2f} to {high:.2f}, {rounds} rounds)"
+
+
+def speedup(own: Samples, base: Samples) -> tuple[float, float, float]:
+    """How many times as fast as `base`: the median of the ratios of each round's medians, its 95% interval low, high.
+
+    Both must be of one `measure`, with a round at least; fewer than ROUNDS_FLOOR rounds prove nothing.
+    """
+    ratios = np.array([np.median(b) / np.median(a) for a, b in zip(own.blocks, base.blocks, strict=True)])
+    return float(np.median(ratios)), *interval(ratios)
 
 
 def interval(ratios: np.ndarray) -> tuple[float, float]:
