@@ -275,6 +275,8 @@ class Target:
     legal: Mapping[str, frozenset[str] | None]  # domain -> op types that the target graph may hold; None: all
     lower: Callable[[Lowering], list[Any]]  # the passes, in order
     needs: str  # what a machine must have to run it, in words
+    # a precision that it does not take -> why not, and what to take
+    refused: Mapping[Precision, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
