@@ -34,6 +34,7 @@ class Library:
     package: str
     folder: str  # below site-packages, where the package puts it
     needed: bool = True  # the provider does not start without it
+    use: str = ""  # of one that is not always needed: what for
 
 
 LIBRARIES = (
@@ -41,9 +42,9 @@ LIBRARIES = (
     Library("libcublasLt.so.13", "nvidia-cublas", "nvidia/cu13/lib"),
     Library("libcublas.so.13", "nvidia-cublas", "nvidia/cu13/lib"),
     Library("libcurand.so.10", "nvidia-curand", "nvidia/cu13/lib"),
-    Library("libcufft.so.12", "nvidia-cufft", "nvidia/cu13/lib", needed=False),
-    Library("libnvrtc.so.13", "nvidia-cuda-nvrtc", "nvidia/cu13/lib", needed=False),
-    Library("libcudnn.so.9", "nvidia-cudnn-cu13", "nvidia/cudnn/lib", needed=False),
+    Library("libcufft.so.12", "nvidia-cufft", "nvidia/cu13/lib", False, "Fourier transforms"),
+    Library("libnvrtc.so.13", "nvidia-cuda-nvrtc", "nvidia/cu13/lib", False, "kernels that cuDNN makes as it runs"),
+    Library("libcudnn.so.9", "nvidia-cudnn-cu13", "nvidia/cudnn/lib", False, "convolutions and recurrent layers"),
 )
 
 

@@ -4,8 +4,8 @@
 2. Where and Tile of booleans -> the same in int32.
 3. An Attention whose float mask is of another type than its query -> the mask is cast to the query's type.
 4. An op without a kernel in float32 either -> BuildError that names it: ONNX Runtime would compute it on the CPU, with
-   a copy there and back in each run. What shapes, indices and masks of whole numbers are computed with stays: such nodes
-   ONNX Runtime itself puts on the CPU, and says so.
+   a copy there and back in each run. What shapes, indices and masks of whole numbers are computed with stays: ONNX
+   Runtime itself puts such nodes on the CPU.
 
 The table is what the kernel registry of onnxruntime-gpu 1.31.1 (CUDA 13) holds for opset 23; tests/gpu compares it with
 the registry of the installed one.

@@ -2,9 +2,9 @@
 
     Cast(float32, X) -> LayerNormalization -> Cast(half)   =>   LayerNormalization(X), scale and bias rounded to half
 
-Legal cases: 1. LayerNormalization or RMSNormalization over X cast up from float16 or bfloat16, scale and bias constants;
-2. every reader of its one output casts it back to that type; 3. sums in float32 (stash_type 1, the default), and no
-number of scale and bias leaves the range of half. X may be a graph's input, and is never a residual sum kept in
+Legal cases: 1. LayerNormalization or RMSNormalization over X cast up from float16 or bfloat16, its scale and bias
+constants; 2. every reader of its one output casts it back to that type; 3. sums in float32 (stash_type 1, the default),
+and no number of scale and bias leaves the range of half. X may be a graph's input, and is never a residual sum kept in
 float32: that would be rounded by this.
 ONNX Runtime's kernels compute mean and variance in float32 (ONNX says so with stash_type), so of the numbers scale and
 bias alone are rounded; two casts go, and a residual sum in front can be fused with the norm.

@@ -6,8 +6,8 @@ from ...spec import Target
 from .older import UseOlderKernels
 
 _HALF = (
-    "ONNX Runtime has no half-precision products on the CPU, and would cast to float32 and back around each; take fp32 or "
-    "int8-dynamic"
+    "ONNX Runtime has no half-precision products on the CPU, and would cast to float32 and back around each; take fp32 "
+    "or int8-dynamic"
 )
 
 TARGET = Target(

@@ -35,8 +35,8 @@ def _passes(lowering: Lowering) -> list[Any]:
 
 
 _INTEGER = (
-    "ONNX Runtime has no fused integer product on CUDA, so a quantized model is slower there than in half precision; take "
-    "fp16 or bf16, or int8-dynamic on ort-cpu"
+    "ONNX Runtime has no fused integer product on CUDA, so a quantized model is slower there than in half precision; "
+    "take fp16 or bf16, or int8-dynamic on ort-cpu"
 )
 _REFUSED: dict[Precision, str] = {
     "int8": _INTEGER,
