@@ -131,7 +131,7 @@ def test_an_unknown_target_lists_the_targets_and_suggests_the_nearest(run: Run) 
     ("target", "message"),
     [
         ("ort-cpu:fp31", r"Unknown precision 'fp31'\. Did you mean 'fp32'\?"),
-        ("ort-cpu:fp16", r"Unknown precision for ort-cpu 'fp16'.*Allowed: fp32, int8-dynamic"),
+        ("ort-cpu:fp16", r"fp16 on ort-cpu: .*Allowed: fp32, int8-dynamic"),
         ("tensorrt-rtx@sm98:fp16", r"Unknown device for tensorrt-rtx 'sm98'\. Did you mean 'sm89'"),
     ],
 )
