@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,9 +73,8 @@ def _cuda() -> Iterator[Finding]:
         limits = "".join(f", {name} {number}" for name, number in cuda.limits(device.index).items())
         detail = f"{device.name}, {device.capability}, {device.memory / (1 << 30):.1f} GiB{limits}"
         yield Finding(f"cuda device {device.index}", "ok", detail)
-    packages = cuda.site_packages()
     for library in cuda.LIBRARIES:
-        where = cuda.locate(library, packages)
+        where = cuda.locate(library, sys.path)
         use = "ort-cuda does not start without it" if library.needed else f"ort-cuda needs it for {library.use}"
         detail = f"in {where}" if where else f"{use}: `pip install {library.package}`"
         yield Finding(library.name, "ok" if where else "absent", detail)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..errors import DeviceError
+
 DRIVER = "libcuda.so.1"
 MANAGEMENT = "libnvidia-ml.so.1"  # NVML: comes with the driver
+SYSTEM = "the system"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
 
 
@@ -104,33 +107,42 @@ def limits(index: int) -> dict[str, int]:
     return found
 
 
-def site_packages() -> Path | None:
-    """Where pip put ONNX Runtime, and beside it NVIDIA's packages; None where it is not installed."""
-    spec = find_spec("onnxruntime")
-    return Path(spec.origin).parent.parent if spec is not None and spec.origin else None
-
-
-def locate(library: Library, packages: Path | None) -> str | None:
-    """Where the loader finds a library: its path below `packages`, "the system"; None if nowhere."""
-    path = None if packages is None else packages / library.folder / library.name
-    if path is not None and path.is_file():
+def locate(library: Library, folders: Sequence[str]) -> str | None:
+    """Where the loader finds a library: its path below one of `folders`, or "the system"; None if nowhere."""
+    path = next((path for folder in folders if (path := Path(folder) / library.folder / library.name).is_file()), None)
+    if path is not None:
         return str(path)
     try:
         ctypes.CDLL(library.name)
     except OSError:
         return None
-    return "the system"
+    return SYSTEM
 
 
 def libraries_missing() -> str | None:
     """Which libraries the CUDA provider of ONNX Runtime cannot start without and this machine lacks; None if none."""
-    packages = site_packages()
-    lacking = [library for library in LIBRARIES if library.needed and locate(library, packages) is None]
+    lacking = [library for library in LIBRARIES if library.needed and locate(library, sys.path) is None]
     if not lacking:
         return None
     names = ", ".join(library.name for library in lacking)
     wanted = " ".join(dict.fromkeys(library.package for library in lacking))
     return f"{names} cannot be loaded: `pip install {wanted}`"
+
+
+def preload() -> None:
+    """Load what pip put beside the packages, so that ONNX Runtime's provider, which looks in the system, finds it.
+
+    As `onnxruntime.preload_dlls` does, which looks beside ONNX Runtime alone and prints. Raises DeviceError where a
+    library is there but cannot be loaded.
+    """
+    for library in LIBRARIES:
+        where = locate(library, sys.path)
+        if where is None or where == SYSTEM:
+            continue
+        try:
+            ctypes.CDLL(where)
+        except OSError as error:
+            raise DeviceError(f"{where} cannot be loaded: {error}. Install {library.package} again.") from error
 
 
 def _device(driver: ctypes.CDLL, index: int) -> Device:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from pydantic import Field
 from ..errors import BuildError, DeviceError, UsageError
 from .base import BuildRequest, BuildResult, Options, Runtime, Settings
 from .bound import BoundSession, Memory
-from .cuda import cuda_missing, devices, libraries_missing
+from .cuda import cuda_missing, devices, libraries_missing, preload
 from .ort_cpu import distribution, tensor_info
 
 PROVIDER = "CUDAExecutionProvider"
@@ -157,8 +155,7 @@ class OrtCuda(Runtime):
         there = len(devices())
         if settings.device_id >= there:
             raise DeviceError(f"{self.name}: device_id is {settings.device_id}, but here are {there}, counted from 0.")
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot load
-            ort.preload_dlls()  # CUDA and cuDNN from site-packages, where pip puts them
+        preload()
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1  # the host computes shapes alone
         options.log_severity_level = 4  # what goes wrong is in the exception; its log line would stand twice

@@ -5,21 +5,23 @@ from __future__ import annotations
 import mmap
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
+from graphwright.errors import DeviceError
 from graphwright.runtimes import cuda
 from graphwright.runtimes.cuda import LIBRARIES, Library
 
 
 def test_a_library_is_found_where_pip_puts_it_or_in_the_system(tmp_path: Path) -> None:
     absent = Library("libgraphwright-has-none.so.1", "nothing", "nvidia/cu13/lib")
-    assert cuda.locate(absent, tmp_path) is None
-    assert cuda.locate(absent, None) is None
+    folders = [str(tmp_path / "other"), str(tmp_path)]
+    assert cuda.locate(absent, folders) is None
     path = tmp_path / absent.folder / absent.name
     path.parent.mkdir(parents=True)
     path.touch()
-    assert cuda.locate(absent, tmp_path) == str(path)
-    assert cuda.locate(Library("libc.so.6", "glibc", "nowhere"), tmp_path) == "the system"
+    assert cuda.locate(absent, folders) == str(path)
+    assert cuda.locate(Library("libc.so.6", "glibc", "nowhere"), folders) == cuda.SYSTEM
 
 
 def test_what_is_missing_is_named_with_the_package_that_brings_it(
@@ -29,19 +31,19 @@ def test_what_is_missing_is_named_with_the_package_that_brings_it(
     second = Library("libnone-b.so.1", "nvidia-a", "lib")
     other = Library("libnone-c.so.1", "nvidia-c", "lib", needed=False, use="nothing")
     monkeypatch.setattr(cuda, "LIBRARIES", (first, second, other))
-    monkeypatch.setattr(cuda, "site_packages", lambda: tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     assert cuda.libraries_missing() == "libnone-a.so.1, libnone-b.so.1 cannot be loaded: `pip install nvidia-a`"
     (tmp_path / "lib").mkdir()
     for library in (first, second):
         (tmp_path / "lib" / library.name).touch()
     assert cuda.libraries_missing() is None
+    with pytest.raises(DeviceError, match=r"libnone-a\.so\.1 cannot be loaded: .*\. Install nvidia-a again\."):
+        cuda.preload()  # the file is no library
 
 
 def test_the_list_holds_what_the_provider_links() -> None:
     """The names as they stand in the header of the provider, where the installed ONNX Runtime has it."""
-    packages = cuda.site_packages()
-    assert packages is not None
-    for provider in packages.glob("onnxruntime/capi/libonnxruntime_providers_cuda.so"):
+    for provider in Path(ort.__file__).parent.glob("capi/libonnxruntime_providers_cuda.so"):
         with provider.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             linked = {library.name for library in LIBRARIES if data.find(f"\0{library.name}\0".encode()) >= 0}
         assert linked >= {library.name for library in LIBRARIES if library.needed}

@@ -14,7 +14,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 from graphwright.errors import BuildError
 from graphwright.passes import optimize
 from graphwright.passes.lower import ort_cuda
-from graphwright.passes.lower.cuda_kernels import BF16, BODIES, F16, F32, F64, KERNELS, UseCudaKernels
+from graphwright.passes.lower.cuda_kernels import BF16, BODIES, F16, F32, KERNELS, UseCudaKernels
 from graphwright.runtimes.ort_cuda import SHAPE_OPS
 
 Run = Callable[[ir.Model, dict[str, np.ndarray]], dict[str, np.ndarray]]
