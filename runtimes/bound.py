@@ -19,11 +19,11 @@ _MEMORY = re.compile(r"out of memory|Failed to allocate memory|Available memory 
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Where a provider keeps its tensors: `cpu`, or `cuda` and the index of the device."""
+class Place:
+    """Where ONNX Runtime wants an input or has an output: `cpu`, or `cuda` and the index of the device."""
 
     device: str
-    index: int = 0
+    index: int
 
     def tensor(self, shape: Sequence[int], dtype: str) -> Any:
         """An OrtValue there; what is in it is undefined."""
@@ -31,6 +31,21 @@ class Memory:
 
         kind = np.dtype(dtype).type
         return ort.OrtValue.ortvalue_from_shape_and_type(list(shape), kind, self.device, self.index)
+
+
+def places(session: Any) -> tuple[dict[str, Place], dict[str, Place]]:
+    """The places of a session's inputs and of its outputs, by name.
+
+    What the GPU computes on lies with it. An input that only the CPU reads, such as a length that a shape is made of,
+    must lie with the CPU: on the GPU ONNX Runtime would copy it once, when it is bound, and never see a later change.
+    """
+    inputs = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    outputs = zip(session.get_outputs(), session.get_output_memory_infos(), strict=True)
+    found = [
+        {value.name: Place("cuda", info.device_id) if info.name == "Cuda" else Place("cpu", 0) for value, info in pairs}
+        for pairs in (inputs, outputs)
+    ]
+    return found[0], found[1]
 
 
 class Bound:
@@ -41,24 +56,19 @@ class Bound:
     """
 
     def __init__(
-        self,
-        session: Any,
-        memory: Memory,
-        feeds: Mapping[str, np.ndarray],
-        outputs: Sequence[TensorInfo],
-        fixed: bool = False,
+        self, session: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[TensorInfo], fixed: bool = False
     ) -> None:
         self.shapes = shapes_of(feeds)
-        self._session, self._memory, self._fixed = session, memory, fixed
+        self._session, self._fixed = session, fixed
+        inner, self._outputs = places(session)
+        self._inputs = {name: inner[name].tensor(array.shape, str(array.dtype)) for name, array in feeds.items()}
+        self.write(feeds)
         self._binding = session.io_binding()
-        self._inputs = {name: memory.tensor(array.shape, str(array.dtype)) for name, array in feeds.items()}
-        self._outputs = [info.name for info in outputs]
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         for info in outputs if fixed else ():
-            shape = [int(size) for size in info.shape]
-            self._binding.bind_ortvalue_output(info.name, memory.tensor(shape, info.dtype))
-        self.write(feeds)
+            value = self._outputs[info.name].tensor([int(size) for size in info.shape], info.dtype)
+            self._binding.bind_ortvalue_output(info.name, value)
 
     def write(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Other numbers of the same shapes, copied over the old ones."""
@@ -68,9 +78,9 @@ class Bound:
 
     def run(self) -> None:
         """Run once, and wait until the device is done."""
-        for name in () if self._fixed else self._outputs:
+        for name, place in () if self._fixed else self._outputs.items():
             # anew each time: an output whose size hangs on the numbers would not fit the place of the last one
-            self._binding.bind_output(name, self._memory.device, self._memory.index)
+            self._binding.bind_output(name, place.device, place.index)
         self._session.run_with_iobinding(self._binding)
         self._binding.synchronize_outputs()
 
@@ -91,11 +101,11 @@ class BoundSession(Session):
     places. For one thread at a time.
     """
 
-    def __init__(self, session: Any, memory: Memory, fixed: bool = False) -> None:
+    def __init__(self, session: Any, fixed: bool = False) -> None:
         self.provider = session.get_providers()[0]
         self.inputs = tuple(tensor_info(value) for value in session.get_inputs())
         self.outputs = tuple(tensor_info(value) for value in session.get_outputs())
-        self._session, self._memory, self._fixed = session, memory, fixed
+        self._session, self._fixed = session, fixed
         self._bound: Bound | None = None
 
     def bind(self, feeds: Mapping[str, np.ndarray]) -> Bound:
@@ -124,7 +134,7 @@ class BoundSession(Session):
         return self._bound
 
     def _new(self, feeds: Mapping[str, np.ndarray]) -> Bound:
-        return Bound(self._session, self._memory, feeds, self.outputs, self._fixed)
+        return Bound(self._session, feeds, self.outputs, self._fixed)
 
     @contextmanager
     def _failures(self, feeds: Mapping[str, np.ndarray]) -> Iterator[None]:

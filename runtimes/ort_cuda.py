@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ..errors import BuildError, DeviceError, UsageError
 from .base import BuildRequest, BuildResult, Options, Runtime, Settings
-from .bound import BoundSession, Memory
+from .bound import BoundSession, places
 from .cuda import cuda_missing, devices, libraries_missing, preload
 from .ort_cpu import distribution, tensor_info
 
@@ -109,6 +109,17 @@ def check_fixed(shapes: Mapping[str, tuple[int | str | None, ...]]) -> None:
         )
 
 
+def check_capturable(session: Any) -> None:
+    """Raise UsageError where a replay of `session` would not give what a run gives."""
+    values = [tensor_info(value) for value in (*session.get_inputs(), *session.get_outputs())]
+    check_fixed({value.name: value.shape for value in values})
+    if read := [name for name, place in places(session)[0].items() if place.device == "cpu"]:
+        raise UsageError(
+            f"option cuda_graph of ort-cuda: the CPU reads {', '.join(read)}, and a replayed CUDA graph would not see "
+            "what is new in it. Leave cuda_graph out."
+        )
+
+
 class OrtCuda(Runtime):
     """ONNX Runtime, CUDA execution provider; computing that would be done by the CPU instead is an error."""
 
@@ -143,7 +154,7 @@ class OrtCuda(Runtime):
 
     def open(self, artifact: Path, settings: Settings | None = None) -> BoundSession:
         own = _own(settings)
-        return BoundSession(self._start(artifact, own), Memory("cuda", own.device_id), fixed=own.cuda_graph)
+        return BoundSession(self._start(artifact, own), fixed=own.cuda_graph)
 
     def _start(self, graph: Path, settings: CudaSettings, optimized: Path | None = None) -> Any:
         """A session of ONNX Runtime whose placement was checked; it writes what it made of the graph to `optimized`."""
@@ -176,8 +187,7 @@ class OrtCuda(Runtime):
             )
         check_placement(placement(session))
         if settings.cuda_graph:
-            values = [tensor_info(value) for value in (*session.get_inputs(), *session.get_outputs())]
-            check_fixed({value.name: value.shape for value in values})
+            check_capturable(session)
         return session
 
 

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from graphwright.errors import InputError, ResourceError
-from graphwright.runtimes.bound import Bound, BoundSession, Memory
+from graphwright.runtimes.bound import Bound, BoundSession, Place, places
 
 CPU = "CPUExecutionProvider"
 
@@ -20,7 +20,7 @@ def make(body: str, inputs: str, outputs: str, fixed: bool = False) -> BoundSess
     options = ort.SessionOptions()
     options.log_severity_level = 4
     model = onnx.parser.parse_model(text).SerializeToString()
-    return BoundSession(ort.InferenceSession(model, options, providers=[CPU]), Memory("cpu"), fixed)
+    return BoundSession(ort.InferenceSession(model, options, providers=[CPU]), fixed)
 
 
 @pytest.fixture
@@ -128,6 +128,7 @@ def test_memory_that_ends_is_no_fault_of_the_inputs() -> None:
             session.run({"x": np.array([-1, 3])})
 
 
-def test_memory_makes_tensors_of_a_type_and_shape() -> None:
-    value = Memory("cpu").tensor((2, 0, 3), "float16")
+def test_a_place_makes_tensors_of_a_type_and_shape(double: BoundSession) -> None:
+    value = Place("cpu", 0).tensor((2, 0, 3), "float16")
     assert (list(value.shape()), value.data_type(), value.device_name()) == ([2, 0, 3], "tensor(float16)", "cpu")
+    assert places(double._session) == ({"x": Place("cpu", 0)}, {"y": Place("cpu", 0)})

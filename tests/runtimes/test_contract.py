@@ -16,7 +16,7 @@ import pytest
 from graphwright.errors import BuildError, Exit, InputError
 from graphwright.runtimes import RUNTIMES, BuildRequest
 from graphwright.runtimes.base import Session
-from graphwright.runtimes.bound import BoundSession, Memory
+from graphwright.runtimes.bound import BoundSession
 from graphwright.runtimes.onnx_reference import OnnxReferenceSession
 from graphwright.runtimes.ort_cpu import OrtSession, cores, distribution
 from graphwright.runtimes.reference import TorchSession
@@ -49,7 +49,7 @@ def open_session(name: str, spec: ModelSpec, graph: Path) -> Open:
     if name == "onnx":
         return lambda: OnnxReferenceSession(onnx.load(graph))
     if name == "bound":
-        return lambda: BoundSession(ort.InferenceSession(graph, providers=[CPU]), Memory("cpu"))
+        return lambda: BoundSession(ort.InferenceSession(graph, providers=[CPU]))
     runtime = RUNTIMES[name]
     return lambda: runtime.open(graph.parent / runtime.build(BuildRequest(graph)).artifact)
 

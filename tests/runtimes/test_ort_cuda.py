@@ -17,6 +17,7 @@ from graphwright.runtimes.ort_cuda import (
     CudaSettings,
     _copies,
     _told,
+    check_capturable,
     check_fixed,
     check_placement,
     placement,
@@ -112,6 +113,13 @@ def test_a_cuda_graph_is_of_one_shape() -> None:
     )
     with pytest.raises(UsageError, match=wanted):
         check_fixed({"x": ("batch", 3, "rows"), "y": (2,), "z": (None,)})
+
+
+def test_what_the_cpu_reads_is_not_captured() -> None:
+    text = '<ir_version: 10, opset_import: ["": 21]> g (float[2] x) => (float[2] y) { y = Add(x, x) }'
+    session = ort.InferenceSession(onnx.parser.parse_model(text).SerializeToString(), providers=[CPU])
+    with pytest.raises(UsageError, match=r"the CPU reads x, and a replayed CUDA graph would not see"):
+        check_capturable(session)
 
 
 def test_the_artifacts_file_is_not_looked_at_where_there_is_no_device(tmp_path: Path) -> None:
