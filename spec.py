@@ -280,6 +280,8 @@ class Target:
     # of a lifted graph: class of sites -> the forms that measuring may choose among, the default first
     alternatives: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None
     hinted: frozenset[Precision] = frozenset()  # of these the runtime computes a float32 graph in: it stays float32
+    # a precision that it does not take -> why not, and what to take
+    refused: Mapping[Precision, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

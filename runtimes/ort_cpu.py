@@ -116,8 +116,8 @@ class OrtSession(Session):
             _check_provider(source, providers, wanted)
             raise BuildError(f"ONNX Runtime ({wanted}) refuses the graph: {str(error).strip()}") from error
         self.provider = _same(self._session.get_providers()[0], wanted)
-        self.inputs = tuple(_info(value) for value in self._session.get_inputs())
-        self.outputs = tuple(_info(value) for value in self._session.get_outputs())
+        self.inputs = tuple(tensor_info(value) for value in self._session.get_inputs())
+        self.outputs = tuple(tensor_info(value) for value in self._session.get_outputs())
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [info.name for info in self.outputs]
@@ -154,7 +154,8 @@ def _same(provider: str, wanted: str) -> str:
     return provider
 
 
-def _info(value: Any) -> TensorInfo:
+def tensor_info(value: Any) -> TensorInfo:
+    """What ONNX Runtime says of an input or output; a dim without a name is called after the value and its axis."""
     shape = tuple(dim if isinstance(dim, int | str) else f"{value.name}_{axis}" for axis, dim in enumerate(value.shape))
     return TensorInfo(value.name, _DTYPES.get(value.type, value.type), shape)
 

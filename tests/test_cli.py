@@ -124,14 +124,14 @@ def test_external_data_outside_its_folder_is_rejected(run: Run, tmp_path: Path, 
 
 def test_an_unknown_target_lists_the_targets_and_suggests_the_nearest(run: Run) -> None:
     result = run("ship", "model.py:spec", "--target", "ort-cqu", "--out", "made")
-    refused(result, 2, r"Unknown target 'ort-cqu'\. Did you mean 'ort-c.u'\? Allowed: openvino, ort-cpu, ort-cuda, tensorrt, ")
+    refused(result, 2, r"Unknown target 'ort-cqu'\. Did you mean 'ort-c.u'\? Allowed: openvino, ort-cpu, ")
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
         ("ort-cpu:fp31", r"Unknown precision 'fp31'\. Did you mean 'fp32'\?"),
-        ("ort-cpu:fp16", r"Unknown precision for ort-cpu 'fp16'.*Allowed: fp32, int8-dynamic"),
+        ("ort-cpu:fp16", r"fp16 on ort-cpu: .*Allowed: fp32, int8-dynamic"),
         ("tensorrt-rtx@sm98:fp16", r"Unknown device for tensorrt-rtx 'sm98'\. Did you mean 'sm89'"),
     ],
 )

@@ -34,6 +34,8 @@ def parse_job(text: str) -> Job:
         pick("precision", asked, PRECISIONS)
         precision = next(known for known in PRECISIONS if known == asked)
     if precision not in target.precisions:
+        if why := target.refused.get(precision):
+            raise UsageError(f"{precision} on {name}: {why}. Allowed: {', '.join(sorted(target.precisions))}.")
         pick(f"precision for {name}", precision, target.precisions)
     for part in device.split("+") if device else ():
         pick(f"device for {name}", part, [known for known in target.devices if known])

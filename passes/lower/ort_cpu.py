@@ -34,10 +34,16 @@ CONTRIB_OPS = frozenset(
     {"MultiHeadAttention", "Attention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
 
+_HALF = (
+    "ONNX Runtime has no half-precision products on the CPU, and would cast to float32 and back around each; take fp32 "
+    "or int8-dynamic"
+)
+
 TARGET = Target(
     name="ort-cpu",
     runtime="ort-cpu",
-    precisions=("fp32", "int8-dynamic"),  # the CPU has no half-precision products: casts around float32 ones only
+    precisions=("fp32", "int8-dynamic"),
+    refused=dict.fromkeys(("fp16", "bf16"), _HALF),
     devices=("",),
     # every standard op has a kernel or a function body, classical models' too; other contrib ops are ONNX Runtime's own
     # to fuse at load

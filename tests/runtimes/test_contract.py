@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from graphwright.errors import BuildError, Exit, InputError
 from graphwright.runtimes import RUNTIMES, BuildRequest
 from graphwright.runtimes.base import Session
+from graphwright.runtimes.bound import BoundSession
 from graphwright.runtimes.onnx_reference import OnnxReferenceSession
 from graphwright.runtimes.ort_cpu import OrtSession, cores, distribution
 from graphwright.runtimes.reference import TorchSession
@@ -22,15 +24,13 @@ from graphwright.spec import ModelSpec
 
 Open = Callable[[], Session]
 
-PROVIDERS = {
-    "torch": "torch",
-    "ort-cpu": "CPUExecutionProvider",
-    "openvino": "OpenVINO CPU",
-    "onnx": "onnx.reference",
-}
+CPU = "CPUExecutionProvider"
+# bound: by IOBinding, as on a GPU, but in the CPU's memory
+PROVIDERS = {"torch": "torch", "ort-cpu": CPU, "openvino": "OpenVINO CPU", "bound": CPU, "onnx": "onnx.reference"}
 FAILURES = {
     "torch": r"^Scores itself raised on ids \[2, 4\], bias \[2, 3\]: index out of range",
     "ort-cpu": r"^ONNX Runtime \(CPUExecutionProvider\) failed on ids \[2, 4\], bias \[2, 3\]: ",
+    "bound": r"^ONNX Runtime \(CPUExecutionProvider\) failed on ids \[2, 4\], bias \[2, 3\]: ",
     "openvino": r"^OpenVINO CPU failed on input .ids.: its numbers must be -9 to 8, but are 9 to 9\.$",
     "onnx": r"^The reference evaluator of onnx failed: IndexError: ",
 }
@@ -49,6 +49,8 @@ def open_session(name: str, spec: ModelSpec, graph: Path) -> Open:
         return lambda: TorchSession(spec)
     if name == "onnx":
         return lambda: OnnxReferenceSession(onnx.load(graph))
+    if name == "bound":
+        return lambda: BoundSession(ort.InferenceSession(graph, providers=[CPU]))
     runtime = RUNTIMES[name]
     return lambda: runtime.open(graph.parent / runtime.build(BuildRequest(graph)).artifact)
 
