@@ -107,6 +107,30 @@ class Build(Record):
     notes: list[str] = Field(default_factory=list)
 
 
+class TrialRecord(Record):
+    """One form of a class of sites, measured against the best before it."""
+
+    choice: str = Field(description="class of sites")
+    form: str
+    against: str
+    ratio: float = Field(description="above 1 is faster")
+    low: float = Field(description="low end of the 95% interval of the ratio")
+    high: float
+    rounds: int
+    taken: bool
+    reason: str = Field(default="", description="why it could not be measured")
+
+
+class Tuning(Record):
+    """What was chosen by measuring."""
+
+    choices: dict[str, str] = Field(description="class of sites -> form")
+    trials: list[TrialRecord]
+    shapes: list[dict[str, list[int]]]
+    machine: dict[str, str | int]
+    stored: bool = Field(description="whether it was measured in an earlier run on this machine")
+
+
 class TargetRecord(Record):
     """One target of a run."""
 
@@ -125,6 +149,7 @@ class TargetRecord(Record):
     sites: dict[str, SiteCount] = Field(default_factory=dict)
     precision_achieved: dict[str, int] = Field(default_factory=dict, description="type of the compute ops -> count")
     ops: dict[str, dict[str, int]] = Field(default_factory=dict, description="stage -> op type -> count")
+    tuning: Tuning | None = None
     build: Build | None = None
     verified: Verified
     latency: Latency | None = None

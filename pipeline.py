@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,22 @@ from .compare.cases import replaying
 from .compare.latency import LatencyTable, bench
 from .compare.report import write_report
 from .compare.undefined import leave_out
-from .compare.verify import CASES, example_feeds, spec_cases, verify_recorded
+from .compare.verify import CASES, example_feeds, spec_cases, typical_feeds, verify_recorded
 from .errors import BuildError, DeviceError, Exit, GraphwrightError, ResourceError, UsageError, worst
 from .export import OPSET, Source, load_source, open_reference
 from .export.calibration import load_calibration
-from .manifest import Manifest, TargetRecord, Tolerances, Verified, write
+from .manifest import Manifest, TargetRecord, Tolerances, Tuning, Verified, write
 from .output import output_folder
 from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
-from .recipe import GB, Asked, Recipe, Step, make_recipe, plan
+from .recipe import GB, Asked, Recipe, Step, is_tuned, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
 from .runtimes.child import NORMAL, Limits
 from .spec import Calibration, Job, ModelSpec, pick
 from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage
 from .store import Store
+from .tuning import Tuned
+from .tuning import tune as tune_forms
 
 Progress = Callable[[str], None]
 _log = logging.getLogger(__name__)
@@ -86,6 +88,8 @@ def ship(
     budget: float = 20.0,
     require: bool = False,
     allow_code: bool = False,
+    tune: bool = False,
+    tune_seconds: float = 60.0,
     limits: Limits = NORMAL,
     progress: Progress = _log.info,
 ) -> Shipment:
@@ -95,9 +99,10 @@ def ship(
     `ranges`: (min, opt, max) of dynamic dims, in place of the spec's. `calibration` replaces the spec's: samples, or
     where they lie. `tolerances`: `{"precisions": {"fp16": {"absolute": 0.02}}, "outputs": {...}}`, in place of parity's
     table. `budget`: seconds for the latency comparison; 0: none. `require`: a target that cannot run here is an error.
-    `allow_code`: read a .pt2 program, which may hold code. `limits`: of time and memory, for each process in which a
-    backend builds an artifact or first runs it. Raises UsageError, InputError, and BuildError where the model itself
-    cannot be exported; nothing is then left in `out`.
+    `tune`: choose among a target's forms by measuring, `tune_seconds` for each target; what was chosen is kept in the
+    store. `allow_code`: read a .pt2 program, which may hold code. `limits`: of time and memory, for each process in
+    which a backend builds an artifact or first runs it. Raises UsageError, InputError, and BuildError where the model
+    itself cannot be exported; nothing is then left in `out`.
     """
     text = source.name if isinstance(source, ModelSpec) else source.text if isinstance(source, Source) else str(source)
     given = {
@@ -111,6 +116,8 @@ def ship(
         "budget": budget,
         "require": require,
         "allow_code": allow_code,
+        "tune": tune,
+        "tune_seconds": tune_seconds,
         "build_seconds": limits.seconds,
         "build_memory_gb": None if limits.bytes is None else limits.bytes / GB,
     }
@@ -188,9 +195,12 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
     own.mkdir()
     with _timed(str(job), progress) as say:
         try:
-            optimized = optimize(shared.lifted, str(job), options=shared.recipe.options[job])
+            tuned = tune_here(step, shared, progress)
+            options, choices = shared.recipe.options[job], tuned.choices if tuned is not None else None
+            optimized = optimize(shared.lifted, str(job), options=options, choices=choices)
             ops = {"golden": count_ops(shared.golden), "lifted": count_ops(shared.lifted.model)}
             record = describe(job, optimized, ops)
+            record.tuning = None if tuned is None else Tuning.model_validate(asdict(tuned))
             record.verified = Verified(verdict="no device here", reason=step.why)
             if "build" not in step.does:
                 lower_into(record, optimized, own, step.why)
@@ -205,6 +215,23 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
             own.mkdir()
         say(f"{record.status}, {record.verified.verdict}")
     return record
+
+
+def tune_here(step: Step, shared: Prepared, progress: Progress) -> Tuned | None:
+    """The fastest forms, measured on the first real sample (or the largest made one); None where none are asked for."""
+    recipe = shared.recipe
+    if not (recipe.tune and is_tuned(step)):
+        return None
+    return tune_forms(
+        shared.lifted,
+        str(step.job),
+        [typical_feeds(shared.recorded)],
+        options=recipe.options[step.job],
+        budget=recipe.tune_seconds,
+        store=shared.store,
+        limits=recipe.limits,
+        progress=progress,
+    )
 
 
 def build_here(record: TargetRecord, optimized: Optimized, shared: Prepared, folder: Path) -> str | None:

@@ -92,6 +92,8 @@ class Recipe(Strict):
     )
     tolerances: Tolerances = Field(default_factory=Tolerances, description="what parity allows, in place of its table")
     budget: float = Field(default=20.0, ge=0, le=86400, description="seconds for measuring latency; 0: not measured")
+    tune: bool = Field(default=False, description="choose among a target's forms by measuring them on this machine")
+    tune_seconds: float = Field(default=60.0, gt=0, le=86400, description="for that, a target")
     build_seconds: float = Field(
         default=SECONDS, gt=0, description="that a target's builder, or its first run, may take"
     )
@@ -111,6 +113,15 @@ class Recipe(Strict):
         if double:
             raise invalid(wrong((index,), f"Target {jobs[index]} is asked for more than once.") for index in double)
         return targets
+
+    @field_validator("tune")
+    @classmethod
+    def _has_forms(cls, tune: bool, info: ValidationInfo) -> bool:
+        jobs = [entry.job for entry in info.data.get("targets", ())]
+        if tune and jobs and all(TARGETS[job.target].alternatives is None for job in jobs):
+            having = ", ".join(name for name, target in TARGETS.items() if target.alternatives is not None)
+            raise invalid([wrong((), f"no target of this run has forms to choose among; {having} has.")])
+        return tune
 
     @field_validator("tolerances")
     @classmethod
@@ -159,6 +170,11 @@ class Step:
     job: Job
     does: str
     why: str
+
+
+def is_tuned(step: Step) -> bool:
+    """Whether there is something to choose by measuring, and a device here to measure on."""
+    return "measure" in step.does and TARGETS[step.job.target].alternatives is not None
 
 
 def plan(jobs: list[Job]) -> list[Step]:

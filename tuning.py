@@ -11,21 +11,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from .compare.latency import ROUNDS_FLOOR, Samples, interval, machine, measure
+from .compare.latency import ROUNDS_FLOOR, machine
+from .errors import BuildError, InputError, ResourceError
 from .passes import TARGETS, Lifted, Optimized, optimize
 from .runtimes import RUNTIMES
+from .runtimes.child import NORMAL, PYTHON, Limits, about, ask, error_of
 from .spec import Feeds
 from .stages import GRAPH, digest_of, save_graph
 from .store import Store, key, own_digest, versions
 
+COMMAND = (*PYTHON, "graphwright.tuning_child")
 SMALLEST_GAIN = 1.005  # a form is not taken for less: half a percent is no gain that a user sees
 SECONDS = 2.0  # of measuring a form, at least; below, too few rounds
 Progress = Callable[[str], None]
@@ -43,6 +45,7 @@ class Trial:
     high: float
     rounds: int
     taken: bool
+    reason: str = ""  # why it could not be measured
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,12 @@ def tune(
     options: Mapping[str, Any] | None = None,
     budget: float = 60.0,
     store: Store | None = None,
+    limits: Limits = NORMAL,
     progress: Progress = lambda _: None,
 ) -> Tuned:
     """Measure the alternatives of `target` (`name[@device][:precision]`) on each of `inputs`, within `budget` seconds.
 
-    What the user set in `options` is not tried. Raises what building or running a graph raises.
+    What the user set in `options` is not tried. A form that cannot be run, or not within `limits`, is not taken.
     """
     job = optimize(lifted, target, options=options).job
     open_classes = _alternatives(lifted, target, options or {})
@@ -82,7 +86,7 @@ def tune(
     stage = key("tune", **parts, cpu=facts["cpu"], cores=facts["cores"], versions=acting, own=own_digest())
 
     def write(folder: Path) -> None:
-        made = _search(lifted, target, options, inputs, open_classes, budget, progress)
+        made = _search(lifted, target, options, inputs, open_classes, budget, limits, progress)
         (folder / "tuned.json").write_text(json.dumps(asdict(made)))
 
     folder, stored = store.take(stage, write)
@@ -121,6 +125,7 @@ def _search(
     inputs: Sequence[Feeds],
     classes: Mapping[str, tuple[str, ...]],
     budget: float,
+    limits: Limits,
     progress: Progress,
 ) -> Tuned:
     """Class by class, the best so far against each other form."""
@@ -131,7 +136,12 @@ def _search(
     def trial(name: str, form: str, against: str, other: Mapping[str, str], base: Mapping[str, str]) -> bool:
         progress(f"{name}: {form} against {against}, {len(trials) + 1} of {count}")
         graphs = [optimize(lifted, target, options=options, choices=choices) for choices in (base, other)]
-        ratio, low, high, rounds = _compare(graphs, inputs, max(budget / count, SECONDS))
+        try:
+            ratio, low, high, rounds = _compare(graphs, inputs, max(budget / count, SECONDS), limits)
+        except (BuildError, InputError, ResourceError) as error:
+            trials.append(Trial(name, form, against, 1.0, 1.0, 1.0, 0, taken=False, reason=str(error)))
+            progress(f"{name}: {form} cannot be measured: {error}")
+            return False
         taken = rounds >= ROUNDS_FLOOR and low > 1 and ratio > SMALLEST_GAIN
         trials.append(Trial(name, form, against, ratio, low, high, rounds, taken))
         progress(f"{name}: {form} is {ratio:.3f}x ({low:.3f} to {high:.3f}){', taken' if taken else ''}")
@@ -146,30 +156,28 @@ def _search(
     return Tuned(best, trials)
 
 
-def _compare(graphs: Sequence[Optimized], inputs: Sequence[Feeds], budget: float) -> tuple[float, float, float, int]:
-    """Speed of the second over the first: the geometric mean over `inputs`, its 95% interval, and the rounds."""
-    with ExitStack() as stack:
-        sessions = []
-        for graph in graphs:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            save_graph(graph.model, folder / GRAPH)
-            runtime = RUNTIMES[TARGETS[graph.job.target].runtime]
-            sessions.append(stack.enter_context(runtime.open(folder / GRAPH, graph.settings)))
-        calls = {
-            f"{which} {number}": partial(session.run, feeds)
-            for number, feeds in enumerate(inputs)
-            for which, session in enumerate(sessions)
+def _compare(
+    graphs: Sequence[Optimized], inputs: Sequence[Feeds], budget: float, limits: Limits
+) -> tuple[float, float, float, int]:
+    """Speed of the second over the first: the geometric mean over `inputs`, its 95% interval, and the rounds.
+
+    In a process of its own: a kernel that crashes on a form costs the form alone.
+    """
+    job, settings = graphs[0].job, graphs[0].settings
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, graph in enumerate(graphs):
+            (folder / str(number)).mkdir()
+            save_graph(graph.model, folder / str(number) / GRAPH)
+        for number, feeds in enumerate(inputs):
+            save_file({key: np.ascontiguousarray(array) for key, array in feeds.items()}, folder / f"{number}.inputs")
+        question = {
+            **about(RUNTIMES[TARGETS[job.target].runtime], settings),
+            "graphs": [str(folder / str(number) / GRAPH) for number in range(len(graphs))],
+            "inputs": [str(folder / f"{number}.inputs") for number in range(len(inputs))],
+            "seconds": budget,
         }
-        samples = measure(calls, budget)
-    ratios = [_ratios(samples[f"0 {number}"], samples[f"1 {number}"]) for number in range(len(inputs))]
-    rounds = min(map(len, ratios))
-    if rounds < 2:
-        return 1.0, 1.0, 1.0, rounds
-    together = np.exp(np.mean([np.log(own[:rounds]) for own in ratios], axis=0))
-    low, high = interval(together)
-    return float(np.median(together)), low, high, rounds
-
-
-def _ratios(first: Samples, second: Samples) -> np.ndarray:
-    """Median of the first over median of the second, round by round."""
-    return np.array([np.median(a) / np.median(b) for a, b in zip(first.blocks, second.blocks, strict=True)])
+        answer, _ = ask(COMMAND, f"The comparison of two forms for {job}", question, limits)
+    if "error" in answer:
+        raise error_of(answer, answer["message"])
+    return answer["ratio"], answer["low"], answer["high"], answer["rounds"]

@@ -43,6 +43,11 @@ def ship(
     budget: Annotated[
         float | None, typer.Option(help="seconds for measuring latency; 0: do not measure", show_default="20")
     ] = None,
+    tune: Annotated[
+        bool | None,
+        typer.Option("--tune/--no-tune", help="choose among a target's forms by measuring them on this machine"),
+    ] = None,
+    tune_seconds: Annotated[float | None, typer.Option(help="for that, a target", show_default="60")] = None,
     build_seconds: Annotated[
         float | None,
         typer.Option(help="that a target's builder, or its first run, may take", show_default="3600"),
@@ -79,6 +84,8 @@ def ship(
         "calibration": calibration,
         "tolerances": tolerances_of(tolerance) or None,
         "budget": budget,
+        "tune": tune,
+        "tune_seconds": tune_seconds,
         "build_seconds": build_seconds,
         "build_memory_gb": build_memory_gb,
         "require": require,
@@ -88,6 +95,8 @@ def ship(
     if recipe is None:
         _check_given(given)
     asked, replaced = with_options(said.recipe(), option)
+    if tune_seconds is not None and not asked.tune:
+        raise UsageError("--tune-seconds is for --tune: give both, or neither.")
     check_output(asked.out)
     if save_recipe is not None:
         recipe_file.check_save(save_recipe, recipe)
@@ -141,8 +150,13 @@ def _loaded(said: Said, asked: Recipe) -> Source:
 
 
 def _plan(asked: Recipe, steps: list[Step]) -> list[str]:
+    from ..recipe import is_tuned
     from .given import in_words
 
-    does = [f"{s.job}: will {s.does}{in_words(asked.options[s.job])}, because {s.why}" for s in steps]
+    tuned = {step.job for step in steps if asked.tune and is_tuned(step)}
+    does = [
+        f"{s.job}: will {'tune, ' * (s.job in tuned)}{s.does}{in_words(asked.options[s.job])}, because {s.why}"
+        for s in steps
+    ]
     limits = [f"tolerance of {what}: {allowed}, in place of the table's" for what, allowed in asked.tolerances.places()]
     return [*does, *limits]

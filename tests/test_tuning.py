@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import graphwright as gw
 from graphwright import tuning
 from graphwright.compare.latency import ROUNDS_FLOOR
+from graphwright.errors import UsageError
 from graphwright.passes.lower.forms import LINEAR, NORM
 from graphwright.store import Store
 from graphwright.tuning import tune
@@ -105,3 +107,35 @@ def test_only_what_is_faster_beyond_the_noise_is_taken(
     options = {"attention": "standard", "linear": "rows"}  # the norm alone is open
     found = tune(gw.lift(encoder()), "ort-cpu", [feeds(1, 4)], options=options, budget=1, store=store)
     assert (found.choices[NORM] == "skip") is taken
+
+
+def test_ship_tunes_and_writes_down_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "SECONDS", 0.1)
+    ir.save(encoder(), tmp_path / "encoder.onnx")
+    made = gw.ship(
+        tmp_path / "encoder.onnx",
+        [("ort-cpu:fp32", {"attention": "standard", "norm": "plain"})],
+        tmp_path / "made",
+        budget=0,
+        tune=True,
+        tune_seconds=1,
+    )
+    (record,) = made.manifest.targets
+    assert made.passed
+    assert record.tuning is not None
+    assert [trial.form for trial in record.tuning.trials if trial.choice == LINEAR] == ["matmul", "packed"]
+    assert set(record.tuning.choices) == {LINEAR}
+
+
+def test_a_form_that_cannot_run_is_not_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "COMMAND", (sys.executable, "-c", "import os; os.abort()"))
+    options = {"attention": "standard", "linear": "rows"}
+    found = tune(gw.lift(encoder()), "ort-cpu", [feeds(1, 4)], options=options, budget=1, store=store)
+    assert [trial.taken for trial in found.trials] == [False]
+    assert "SIGABRT" in found.trials[0].reason
+    assert found.choices == {NORM: "plain"}
+
+
+def test_tuning_where_nothing_is_to_choose_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"tune: no target of this run has forms to choose among; ort-cpu has\."):
+        gw.ship(tmp_path / "encoder.onnx", ["tensorrt-rtx:fp32"], tmp_path / "made", tune=True)

@@ -72,7 +72,7 @@ def test_a_value_that_does_not_fit_is_refused(text: str, message: str) -> None:
 
 def test_an_option_without_a_target_is_for_each_that_has_it() -> None:
     assert options_of(["threads=2"], JOBS) == {FP32: {"threads": 2}, INT8: {"threads": 2}, CUDA: {}}
-    with pytest.raises(UsageError, match=r"Unknown option for ort-cuda:fp16 'threads'\. Allowed: none"):
+    with pytest.raises(UsageError, match=r"Unknown option for ort-cuda:fp16 'threads'\. Allowed: arena"):
         options_of(["threads=2"], [CUDA])
 
 
