@@ -21,7 +21,7 @@ from graphwright.store import Store
 
 TARGET = "ort-cpu:fp32"
 MARK = "GRAPHWRIGHT_TEST_MARK"  # in the environment of a run, and of all that it starts
-SECONDS = 10.0  # for what is done after a kill, by other processes
+SECONDS = 30.0  # for what is done after a kill, by other processes
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.full)])

@@ -85,13 +85,15 @@ def test_what_takes_too_much_or_too_long_costs_its_target_and_is_a_lack_of_resou
     assert (found["crash"].failure, found["eat"].failure) == ("build", "resources")
     assert "The eat builder took 0." in found["eat"].reason
     assert "its limit is 0.60 GB" in found["eat"].reason
-    # a limit that the right backend, whose build is taken from the store, keeps on a busy machine too
-    made = ship(small_onnx, tmp_path / "out", "hang", limits=Limits(seconds=4))
+    # a limit that the right backend keeps on a busy machine too
+    assert found["ort-cpu"].build is not None
+    limits = Limits(seconds=max(3.0, 4 * found["ort-cpu"].build.seconds))
+    made = ship(small_onnx, tmp_path / "out", "hang", limits=limits)
     found = records(made)
     assert made.code is Exit.RESOURCES
     check_right(found["ort-cpu"], made.out)
     assert (found["hang"].status, found["hang"].failure) == ("failed", "resources")
-    assert "and was ended: its limit is 4 s" in found["hang"].reason
+    assert f"and was ended: its limit is {limits.seconds:g} s" in found["hang"].reason
     check_gone((made.out / "pids").read_text())
 
 
@@ -159,7 +161,7 @@ def names(folder: Path) -> list[str]:
 
 def wait_until(true: Callable[[], bool]) -> None:
     """What follows a kill is done by another process."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -168,5 +170,5 @@ def wait_until(true: Callable[[], bool]) -> None:
 def check_gone(pids: str) -> None:
     """Within some seconds: who was killed may still have to be cleared away."""
     processes = [psutil.Process(int(pid)) for pid in pids.split() if psutil.pid_exists(int(pid))]
-    alive = [process for process in psutil.wait_procs(processes, timeout=5)[1] if process.status() != "zombie"]
+    alive = [process for process in psutil.wait_procs(processes, timeout=30)[1] if process.status() != "zombie"]
     assert alive == []
