@@ -75,7 +75,7 @@ def _cuda() -> Iterator[Finding]:
         yield Finding(f"cuda device {device.index}", "ok", detail)
     for library in cuda.LIBRARIES:
         where = cuda.locate(library, sys.path)
-        use = "ort-cuda does not start without it" if library.needed else f"ort-cuda needs it for {library.use}"
+        use = "ort-cuda needs it" if library.needed else f"ort-cuda needs it for {library.use}"
         detail = f"in {where}" if where else f"{use}: `pip install {library.package}`"
         yield Finding(library.name, "ok" if where else "absent", detail)
 

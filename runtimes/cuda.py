@@ -36,10 +36,11 @@ class Library:
     name: str
     package: str
     folder: str  # below site-packages, where the package puts it
-    needed: bool = True  # the provider does not start without it
-    use: str = ""  # of one that is not always needed: what for
+    needed: bool = True  # whatever the model is
+    use: str = ""  # of one that few models need: what for
 
 
+# The provider links the first four and loads the others when a kernel asks: cuDNN for convolutions and reductions
 LIBRARIES = (
     Library("libcudart.so.13", "nvidia-cuda-runtime", "nvidia/cu13/lib"),
     Library("libcublasLt.so.13", "nvidia-cublas", "nvidia/cu13/lib"),
@@ -47,7 +48,7 @@ LIBRARIES = (
     Library("libcurand.so.10", "nvidia-curand", "nvidia/cu13/lib"),
     Library("libcufft.so.12", "nvidia-cufft", "nvidia/cu13/lib", False, "Fourier transforms"),
     Library("libnvrtc.so.13", "nvidia-cuda-nvrtc", "nvidia/cu13/lib", False, "kernels that cuDNN makes as it runs"),
-    Library("libcudnn.so.9", "nvidia-cudnn-cu13", "nvidia/cudnn/lib", False, "convolutions and recurrent layers"),
+    Library("libcudnn.so.9", "nvidia-cudnn-cu13", "nvidia/cudnn/lib"),
 )
 
 
@@ -120,7 +121,7 @@ def locate(library: Library, folders: Sequence[str]) -> str | None:
 
 
 def libraries_missing() -> str | None:
-    """Which libraries the CUDA provider of ONNX Runtime cannot start without and this machine lacks; None if none."""
+    """Which libraries ONNX Runtime's CUDA provider needs and this machine lacks; None if none."""
     lacking = [library for library in LIBRARIES if library.needed and locate(library, sys.path) is None]
     if not lacking:
         return None

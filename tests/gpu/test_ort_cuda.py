@@ -16,7 +16,7 @@ import torch
 
 import graphwright as gw
 from graphwright.errors import DeviceError, ResourceError, UsageError
-from graphwright.runtimes import RUNTIMES
+from graphwright.runtimes import RUNTIMES, BuildRequest
 from graphwright.runtimes.bound import BoundSession
 from graphwright.runtimes.cuda import devices
 from graphwright.runtimes.ort_cuda import PROVIDER, CudaSettings
@@ -28,8 +28,8 @@ PRECISIONS = ["fp32", "fp16", *["bf16"] * AMPERE]
 NAMES = ["bert", "deberta_v2", "modernbert", "gpt2", "llama", "gemma2", "mixtral", "bloom", "t5", "vit", "wav2vec2"]
 
 
-def save(body: str, inputs: str, outputs: str, path: Path, weights: str = "") -> Path:
-    text = f'<ir_version: 10, opset_import: ["": 23]> g ({inputs}) => ({outputs}) {weights} {{ {body} }}'
+def save(body: str, inputs: str, outputs: str, path: Path) -> Path:
+    text = f'<ir_version: 10, opset_import: ["": 23]> g ({inputs}) => ({outputs}) {{ {body} }}'
     onnx.save(onnx.parser.parse_model(text), path)
     return path
 
@@ -83,14 +83,18 @@ def test_float32_is_float32_unless_tf32_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_fused_norm_of_half_precision_does_not_overflow(tmp_path: Path) -> None:
     """Squares of 400 are above float16's 65504: what adds up in float16 gives infinity there."""
-    weights = f"<float16[64] w = {{ {', '.join(['1.0'] * 64)} }}, float16[64] b = {{ {', '.join(['0.0'] * 64)} }}>"
-    body = "s = Add(x, x)  y = LayerNormalization(s, w, b)"
-    path = save(body, "float16[N, 64] x", "float16[N, 64] y", tmp_path / "n.onnx", weights)
-    x = (200 * np.random.default_rng(0).standard_normal((8, 64))).astype(np.float16)
+    body = "s = Add(x, z)  y = LayerNormalization(s, w, b)"
+    path = save(body, "float16[B, N, 64] x, float16[B, N, 64] z", "float16[B, N, 64] y", tmp_path / "n.onnx")
+    model = onnx.load(path)
+    for name, number in (("w", 1), ("b", 0)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(64, number, np.float16), name))
+    onnx.save(model, path)
+    assert RUNTIME.build(BuildRequest(path)).ops == {"com.microsoft.SkipLayerNormalization": 1}
+    x = (200 * np.random.default_rng(0).standard_normal((2, 8, 64))).astype(np.float16)
     with opened(path) as session:
-        made = session.run({"x": x})["y"].astype(np.float32)
+        made = session.run({"x": x, "z": x})["y"].astype(np.float32)
     wide = 2 * x.astype(np.float32)
-    wanted = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    wanted = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(made, wanted, atol=5e-3)
 
 

@@ -46,7 +46,7 @@ def test_the_list_holds_what_the_provider_links() -> None:
     for provider in Path(ort.__file__).parent.glob("capi/libonnxruntime_providers_cuda.so"):
         with provider.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             linked = {library.name for library in LIBRARIES if data.find(f"\0{library.name}\0".encode()) >= 0}
-        assert linked >= {library.name for library in LIBRARIES if library.needed}
+        assert linked >= {library.name for library in LIBRARIES[:4]}
 
 
 def test_devices_are_listed_where_there_are_any() -> None:
