@@ -145,16 +145,22 @@ def enter(cell: Cell, samples: Mapping[str, latency.Samples]) -> None:
         row.samples, row.rounds = len(own), len(own.blocks)
         row.median_ms = statistics.median(own.ms) if len(own) else None
         if BASE in samples and row.rounds:
-            row.ratio = latency.speedup(own, samples[BASE])
+            row.ratio = ratio(own, samples[BASE])
     peers = {name: row.median_ms for name, row in cell.rows.items() if row.median_ms and name in PEERS}
     best = {min(peers, key=peers.__getitem__)} if peers else set()
     ort = {name: ms for name, ms in peers.items() if CONTENDERS[name].engine == "onnxruntime"}
     best |= {min(ort, key=ort.__getitem__)} if ort else set()
     for name, row in cell.rows.items():
         if CONTENDERS[name].target and row.rounds:
-            row.against = {peer: latency.speedup(samples[name], samples[peer]) for peer in sorted(best)}
+            row.against = {peer: ratio(samples[name], samples[peer]) for peer in sorted(best)}
     large = [row.median_ms for name, row in cell.limits.items() if name.startswith("sgemm")]
     cell.peak = max((cpu_floor.flops(cpu_floor.LARGE) / 1e6 / ms for ms in large if ms), default=0.0)
+
+
+def ratio(own: latency.Samples, base: latency.Samples) -> cpu_report.Ratio:
+    """How many times as fast as `base`, with the interval where there are rounds enough for one."""
+    middle, low, high = latency.speedup(own, base)
+    return (middle, low, high) if len(own.blocks) >= latency.ROUNDS_FLOOR else (middle, None, None)
 
 
 def facts(graphs: Graphs) -> dict[str, str | int]:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cpu_profile import CLASSES
-from cpu_table import BASE
+from cpu_table import BASE, CONTENDERS
 from rich.table import Table
 
 from graphwright.compare.latency import NONE, milliseconds
 
-Ratio = tuple[float, float, float]  # how many times as fast: the middle, and the 95% interval of it
+Ratio = tuple[float, float | None, float | None]  # how many times as fast: the middle, its 95% interval if one exists
 HEADINGS = ("limit", *(kind.replace("attention", "attn") for kind in CLASSES))
 
 
@@ -95,7 +95,10 @@ def threads(count: int) -> str:
 
 
 def ratio(found: Ratio | None) -> str:
-    return NONE if found is None else f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})"
+    if found is None:
+        return NONE
+    middle, low, high = found
+    return f"about {middle:.2f}" if low is None else f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def percent(share: float | None) -> str:
@@ -129,7 +132,7 @@ def markdown(cells: list[Cell]) -> str:
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.model, cell.threads), []).append(cell)
-    facts = [f"{key} {value}" for key, value in cells[-1].machine.items()] if cells else []
+    facts = [f"{key} {value}" for key, value in cells[-1].machine.items() if key != "system"] if cells else []
     parts = [f"Measured on: {', '.join(facts)}."]
     for (model, count), group in groups.items():
         parts += [f"## {model}, {threads(count)}", _latencies(group), _times(group)]
@@ -138,15 +141,31 @@ def markdown(cells: list[Cell]) -> str:
 
 def _latencies(group: list[Cell]) -> str:
     lines = [_line(["ms, ratio", *(cell.size for cell in group), "mean ratio"]), "|---|" + "--:|" * (len(group) + 1)]
-    for name in group[0].rows:
-        rows = [cell.rows[name] for cell in group]
+    names = dict.fromkeys(name for cell in group for name in cell.rows)
+    for name in names:
+        rows = [cell.rows.get(name, Row()) for cell in group]
         ratios = [row.ratio[0] for row in rows if row.ratio]
         mean = f"{statistics.geometric_mean(ratios):.2f}" if len(ratios) == len(rows) else NONE
-        lines.append(_line([name, *(_latency(row) for row in rows), mean]))
-    for name in group[0].limits:
+        lines.append(_line([name, *map(_latency, rows), mean]))
+    for name in dict.fromkeys(name for cell in group for name in cell.limits):
         lines.append(_line([f"*{name}*", *(milliseconds(cell.limits[name].median_ms) for cell in group), ""]))
-    best = [f"{cell.size}: {remark}" for cell in group for remark in remarks(cell)]
-    return "\n".join([*lines, "", *(f"- {line}" for line in best)])
+    for name in filter(ours, names):
+        for peers, engine in (("ONNX Runtime peer", "onnxruntime"), ("peer", "")):
+            found = [_best(cell.rows.get(name, Row()), engine) for cell in group]
+            lines.append(_line([f"*{name.split()[-1]} to the best {peers}*", *found, ""]))
+    errors = [f"- {cell.size}, {name}: {row.error}" for cell in group for name, row in cell.rows.items() if row.error]
+    return "\n".join([*lines, *([""] if errors else []), *errors])
+
+
+def ours(name: str) -> bool:
+    return bool(CONTENDERS[name].target)
+
+
+def _best(row: Row, engine: str) -> str:
+    """The ratio to the fastest peer, or to the fastest of that engine."""
+    found = [peer for peer in row.against if not engine or CONTENDERS[peer].engine == engine]
+    peer = min(found, key=lambda peer: row.against[peer][0], default="")
+    return f"{ratio(row.against[peer])} {peer}" if peer else NONE
 
 
 def _latency(row: Row) -> str:
@@ -155,10 +174,10 @@ def _latency(row: Row) -> str:
 
 def _times(group: list[Cell]) -> str:
     lines = [_line(["where the time goes", "size", *HEADINGS]), "|---|---|" + "--:|" * len(HEADINGS)]
-    for name in [name for name in group[0].rows if name.startswith("graphwright")]:
+    for name in filter(ours, dict.fromkeys(name for cell in group for name in cell.rows)):
         for cell in group:
-            row = cell.rows[name]
-            lines += [] if row.error else [_line([name, cell.size, *cell.where(row)])]
+            row = cell.rows.get(name, Row())
+            lines += [_line([name, cell.size, *cell.where(row)])] if row.median_ms else []
     return "\n".join(lines)
 
 

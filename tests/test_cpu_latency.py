@@ -62,7 +62,7 @@ def test_a_right_contender_is_timed_beside_the_limits(cell: Any) -> None:
     assert not row.error
     assert row.difference < 1e-5
     assert row.rounds >= 1
-    assert row.ratio == (1, 1, 1)
+    assert row.ratio[0] == 1
     assert row.shares["gemm"] > 0.5
     assert sum(row.shares.values()) == pytest.approx(1)
     assert cell.gflop == pytest.approx(2 * 1.024**3)
@@ -99,7 +99,25 @@ def test_results_are_kept_and_written(bench: Any, cell: Any, tmp_path: Path) -> 
     assert text.endswith("after\n")
     assert "old" not in text
     assert "| raw |" in text
-    assert "onnxscript: not timed, its outputs are off" in text
+    assert "- 1x1024, onnxscript: its outputs are off" in text
+
+
+def test_the_page_holds_ours_against_the_best_peers(bench: Any) -> None:
+    report = bench.cpu_report
+    rows = {name: report.Row(10.0, ratio=(2.0, 1.9, 2.1)) for name in ("OpenVINO", "onnxscript", "graphwright ort-cpu")}
+    rows["graphwright ort-cpu"].against = {"OpenVINO": (0.9, 0.8, 1.0), "onnxscript": (1.2, 1.1, 1.3)}
+    text = report.markdown([report.Cell("minilm", 1, 1, 16, rows=rows), report.Cell("minilm", 1, 8, 128, rows=rows)])
+    assert "| onnxscript | 10.0, 2.00 (1.90-2.10) | 10.0, 2.00 (1.90-2.10) | 2.00 |" in text
+    ort, best = (f"{found} | {found}" for found in ("1.20 (1.10-1.30) onnxscript", "0.90 (0.80-1.00) OpenVINO"))
+    assert f"| *ort-cpu to the best ONNX Runtime peer* | {ort} |" in text
+    assert f"| *ort-cpu to the best peer* | {best} |" in text
+
+
+def test_a_ratio_has_an_interval_only_where_there_are_rounds_enough(bench: Any) -> None:
+    own, base = (bench.latency.Samples(((ns,) * 3,) * 6) for ns in (1000, 1500))
+    few = [bench.latency.Samples(samples.blocks[:5]) for samples in (own, base)]
+    assert bench.cpu_report.ratio(bench.ratio(own, base)) == "1.50 (1.50-1.50)"
+    assert bench.cpu_report.ratio(bench.ratio(*few)) == "about 1.50"
 
 
 def test_outputs_of_other_shapes_or_without_numbers_are_not_right(bench: Any) -> None:
