@@ -197,9 +197,9 @@ def run(asked: argparse.Namespace, graphs: Graphs) -> list[Cell]:
 
 
 def weight(model: str, batch: int, length: int) -> float:
-    """Seconds of a round for each contender: its rest, and a block of at least four calls at 100 GFLOP/s."""
+    """The work at one size: rests, profiles and compilations, and blocks of at least four calls at 100 GFLOP/s."""
     products: float = MODELS[model].flops * batch * length
-    return 0.4 + 4 * products / 100e9
+    return 0.8 + 4 * products / 100e9
 
 
 def shape(text: str) -> tuple[int, int]:
