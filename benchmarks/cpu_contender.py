@@ -131,6 +131,7 @@ class OpenVino(Engine):
     """OpenVINO as it is, with `latency_options`."""
 
     def __init__(self, source: str, threads: int, fetch: int | None) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its import would report itself
         import openvino as ov
 
         self.source, self.fetch, self.options = source, fetch, latency_options(threads)

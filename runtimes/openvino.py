@@ -44,8 +44,7 @@ class OpenVinoSettings(Settings):
         default=None, ge=1, description="threads of one call; unset: the physical cores that the process may use"
     )
     pinning: bool = Field(
-        default=False,
-        description="bind threads to cores; sessions of several processes would be bound to the same ones",
+        default=True, description="bind threads to cores; not where several processes share the same cores"
     )
     quantization_group: int = Field(
         default=128,

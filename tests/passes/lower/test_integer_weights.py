@@ -88,7 +88,11 @@ SCALED = "t = Mul(s, ws) y = Mul(f, t)"
 )
 def test_what_is_another_form_stays(inputs: str, body: str, more: str) -> None:
     outputs = "float[B, N] y" + f", {more}" * bool(more)
-    arrays = {"w": np.ones((16, 16), np.int8), "ws": np.ones(16, np.float32), "wz": np.zeros((), np.int8)}
+    arrays: dict[str, np.ndarray] = {
+        "w": np.ones((16, 16), np.int8),
+        "ws": np.ones(16, np.float32),
+        "wz": np.zeros((), np.int8),
+    }
     model = make(inputs, outputs, body, **arrays)
     before = count_ops(model)
     assert not KeepIntegerWeights()(model).modified

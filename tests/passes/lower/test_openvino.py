@@ -90,6 +90,7 @@ def test_what_runs_is_proved_in_every_precision_and_again_without_the_lifted_gra
             assert "bfloat16" in record.reason
             continue
         assert (record.status, record.verified.verdict) == ("built", "passed"), record.verified
+        assert record.build is not None
         assert record.precision in record.precision_achieved or record.build.notes
         assert record.ops["runtime"]["MVN"] == 2
         assert record.options["quantization_group"] == 128
