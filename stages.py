@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from .compare.cases import Case, record, replay
 from .export import onnx_graph, open_reference
-from .passes import TARGETS, Optimized
+from .passes import TARGETS, Optimized, Sampled
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
 from .runtimes.child import NORMAL, Limits, build_in_child
 from .runtimes.ort_cpu import cores
@@ -75,6 +75,12 @@ def reference_stage(spec: ModelSpec, golden: Golden, cases: list[Case], store: S
 
     folder, stored = store.take(stage, write)
     return replay(folder / GOLDEN), stored
+
+
+def sampled(cases: list[Case]) -> Sampled:
+    """The inputs of `cases` for precisions that look at values: real ones first, then the largest."""
+    ordered = sorted(cases, key=lambda case: (not case.real, -sum(array.size for array in case.feeds.values())))
+    return Sampled(lambda: [case.feeds for case in ordered])
 
 
 def build_stage(
