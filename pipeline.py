@@ -27,13 +27,13 @@ from .export import OPSET, Source, load_source, open_reference
 from .export.calibration import load_calibration
 from .manifest import Manifest, TargetRecord, Tolerances, Tuning, Verified, write
 from .output import output_folder
-from .passes import TARGETS, Lifted, Optimized, Sampled, count_ops, is_measured, lift, optimize, parse_job
+from .passes import TARGETS, Lifted, Optimized, Sampled, count_ops, is_measured, lift, optimize
 from .recipe import GB, Asked, Recipe, Step, is_tuned, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
 from .runtimes.child import NORMAL, Limits
 from .spec import Calibration, Job, ModelSpec, pick
-from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage, sampled
+from .stages import GOLDEN, Ranges, Recorded, export_stage, optimize_for, ranges_of, reference_stage, sampled
 from .store import Store
 from .tuning import Tuned
 from .tuning import tune as tune_forms
@@ -296,7 +296,7 @@ def build(
     the artifact can be verified later without torch. `limits` are those of the process that builds. Raises DeviceError
     where this machine cannot build it, BuildError with the backend's own reason, ResourceError beyond the limits.
     """
-    optimized = graph if isinstance(graph, Optimized) else _optimized(graph, target, precision, spec, options)
+    optimized = graph if isinstance(graph, Optimized) else optimize_for(spec, graph, target, precision, options)
     missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
     if missing is not None:
         raise DeviceError(
@@ -317,22 +317,6 @@ def build(
         manifest.targets.append(record)
         write(manifest, folder)
     return load(out)
-
-
-def _optimized(
-    graph: Lifted | ir.Model | str | Path,
-    target: str,
-    precision: str,
-    spec: ModelSpec | None,
-    options: Mapping[str, Any] | None,
-) -> Optimized:
-    """Optimized for `target`; a half precision looks at the spec's inputs, if there is one."""
-    job = parse_job(f"{target}:{precision}" if precision and ":" not in target else target)
-    lifted = graph if isinstance(graph, Lifted) else lift(graph)
-    data = None
-    if spec is not None and is_measured(job):
-        data = sampled(spec_cases(spec, ranges_of(lifted.model, spec)))
-    return optimize(lifted, target, precision, data, options)
 
 
 def check_required(steps: list[Step], require: bool) -> None:

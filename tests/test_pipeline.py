@@ -12,10 +12,11 @@ from graphwright.compare.verify import verify
 from graphwright.errors import Exit
 from graphwright.finish import finish
 from graphwright.passes.quantize.islands import Extents
-from graphwright.pipeline import _optimized, exit_code, make_target, prepare
+from graphwright.pipeline import exit_code, make_target, prepare
 from graphwright.recipe import Step, make_recipe
 from graphwright.records import start_manifest
 from graphwright.spec import Job
+from graphwright.stages import optimize_for
 from graphwright.store import Store
 
 
@@ -76,9 +77,10 @@ def test_a_graph_that_is_wrong_in_simulation_has_failed(tmp_path: Path, monkeypa
     assert (manifest.targets[0].verified.verdict, code) == ("failed", Exit.VERIFICATION)
 
 
-def test_a_built_graph_looks_at_the_inputs_of_its_spec(tmp_path: Path) -> None:
+def test_a_graph_is_lowered_with_a_look_at_the_inputs_of_its_spec() -> None:
     spec = overflows()
-    optimized = _optimized(gw.to_onnx(spec), "tensorrt", "fp16", spec, None)
-    assert optimized.trail.notes[0].endswith("ranges measured on 4 inputs")
-    assert _optimized(gw.to_onnx(spec), "tensorrt:fp16", "", None, None).trail.notes[0].endswith("no data")
-    assert _optimized(gw.to_onnx(spec), "ort-cpu", "", spec, None).trail.notes == []
+    golden = gw.to_onnx(spec)
+    assert optimize_for(spec, golden, "tensorrt", "fp16").trail.notes[0].endswith("ranges measured on 4 inputs")
+    assert optimize_for(None, golden, "tensorrt:fp16").trail.notes[0].endswith("no data")
+    assert optimize_for(spec, golden, "ort-cpu").trail.notes == []
+    assert optimize_for(spec, golden, "openvino:bf16").trail.notes == []
