@@ -15,6 +15,7 @@ from .strict import Strict, invalid, why_not, wrong
 VERSION: Literal[1] = 1
 FILE = "manifest.json"
 
+# simulated: a graph in half precision was in tolerance on the CPU; out of it, it has failed
 Verdict = Literal["passed", "failed", "simulated", "no device here"]
 Status = Literal["built", "lowered", "failed", "skipped"]
 
@@ -81,7 +82,7 @@ class Verified(Record):
 
     @property
     def passed(self) -> bool | None:
-        """True or False where it was run; None where it could not be."""
+        """True or False where it was run; None where it could not be, or was only simulated."""
         return self.verdict == "passed" if self.verdict in ("passed", "failed") else None
 
 
@@ -149,10 +150,17 @@ class TargetRecord(Record):
     sites: dict[str, SiteCount] = Field(default_factory=dict)
     precision_achieved: dict[str, int] = Field(default_factory=dict, description="type of the compute ops -> count")
     ops: dict[str, dict[str, int]] = Field(default_factory=dict, description="stage -> op type -> count")
+    notes: list[str] = Field(default_factory=list, description="what the passes told: islands of float32, weights")
     tuning: Tuning | None = None
     build: Build | None = None
     verified: Verified
     latency: Latency | None = None
+
+    @property
+    def why(self) -> str:
+        """Why it was not made; of what was made, what there is to say of its verdict."""
+        made = self.status in ("built", "lowered")
+        return (self.verified.reason if made else "") or self.reason or self.verified.reason
 
     def prefixed(self, folder: str) -> TargetRecord:
         """The same record as it stands one folder higher."""

@@ -27,13 +27,13 @@ from .export import OPSET, Source, load_source, open_reference
 from .export.calibration import load_calibration
 from .manifest import Manifest, TargetRecord, Tolerances, Tuning, Verified, write
 from .output import output_folder
-from .passes import TARGETS, Lifted, Optimized, count_ops, lift, optimize
+from .passes import TARGETS, Lifted, Optimized, Sampled, count_ops, is_measured, lift, optimize
 from .recipe import GB, Asked, Recipe, Step, is_tuned, make_recipe, plan
 from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
 from .runtimes import RUNTIMES
 from .runtimes.child import NORMAL, Limits
 from .spec import Calibration, Job, ModelSpec, pick
-from .stages import GOLDEN, Ranges, Recorded, export_stage, ranges_of, reference_stage
+from .stages import GOLDEN, Ranges, Recorded, export_stage, optimize_for, ranges_of, reference_stage, sampled
 from .store import Store
 from .tuning import Tuned
 from .tuning import tune as tune_forms
@@ -74,6 +74,7 @@ class Prepared:
     recorded: Recorded
     cases: Path  # the same, on disk
     store: Store
+    data: Sampled  # the recorded inputs, on which ranges of values are measured
 
 
 def ship(
@@ -186,7 +187,8 @@ def prepare(spec: ModelSpec, recipe: Recipe, store: Store, cases: Path, progress
         recorded = leave_out(lifted.model, recorded)
         record_cases(replaying(recorded), [case for case, _ in recorded], cases)
         say(f"{len(recorded)} cases{' from the store' if stored else ''}")
-    return Prepared(recipe, golden.model, lifted, ranges, recorded, cases, store)
+    data = sampled([case for case, _ in recorded])
+    return Prepared(recipe, golden.model, lifted, ranges, recorded, cases, store, data)
 
 
 def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, progress: Progress) -> TargetRecord:
@@ -197,18 +199,18 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
         try:
             tuned = tune_here(step, shared, progress)
             options, choices = shared.recipe.options[job], tuned.choices if tuned is not None else None
-            optimized = optimize(shared.lifted, str(job), options=options, choices=choices)
+            data = shared.data if is_measured(job) else None
+            optimized = optimize(shared.lifted, str(job), calibration=data, options=options, choices=choices)
             ops = {"golden": count_ops(shared.golden), "lifted": count_ops(shared.lifted.model)}
             record = describe(job, optimized, ops)
             record.tuning = None if tuned is None else Tuning.model_validate(asdict(tuned))
-            record.verified = Verified(verdict="no device here", reason=step.why)
+            absent = "" if "verify" in step.does else step.why
             if "build" not in step.does:
                 lower_into(record, optimized, own, step.why)
             elif (unusable := build_here(record, optimized, shared, own)) is not None:
                 lower_into(record, optimized, own, unusable)
-                record.verified = Verified(verdict="no device here", reason=unusable)
-            elif "verify" in step.does:
-                record.verified = verify_here(Artifact(own, manifest, record), shared)
+                absent = unusable
+            record.verified = verify_here(Artifact(own, manifest, record), shared, absent)
         except (BuildError, ResourceError) as error:
             record = failed(job, error)
             shutil.rmtree(own)
@@ -243,12 +245,12 @@ def build_here(record: TargetRecord, optimized: Optimized, shared: Prepared, fol
     return None
 
 
-def verify_here(artifact: Artifact, shared: Prepared) -> Verified:
-    """Parity, where the device that is here can be used."""
+def verify_here(artifact: Artifact, shared: Prepared, absent: str) -> Verified:
+    """Parity, where the device that is here can be used; simulated where it is `absent`."""
     try:
-        return verify_recorded(artifact, shared.cases, shared.recipe.limits)
+        return verify_recorded(artifact, shared.cases, shared.recipe.limits, absent=absent)
     except DeviceError as error:
-        return Verified(verdict="no device here", reason=str(error))
+        return verify_recorded(artifact, shared.cases, shared.recipe.limits, absent=str(error))
 
 
 def failed(job: Job, error: GraphwrightError) -> TargetRecord:
@@ -294,7 +296,7 @@ def build(
     the artifact can be verified later without torch. `limits` are those of the process that builds. Raises DeviceError
     where this machine cannot build it, BuildError with the backend's own reason, ResourceError beyond the limits.
     """
-    optimized = graph if isinstance(graph, Optimized) else optimize(graph, target, precision, options=options)
+    optimized = graph if isinstance(graph, Optimized) else optimize_for(spec, graph, target, precision, options)
     missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
     if missing is not None:
         raise DeviceError(

@@ -58,6 +58,7 @@ def describe(job: Job, optimized: Optimized, before: dict[str, dict[str, int]]) 
         sites=counts,
         precision_achieved=count_precisions(optimized.model),
         ops={**before, "target": count_ops(optimized.model)},
+        notes=optimized.trail.notes,
         verified=Verified(verdict="no device here", reason="not verified yet"),
     )
 

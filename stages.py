@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from .compare.cases import Case, record, replay
+from .compare.verify import spec_cases
 from .export import onnx_graph, open_reference
-from .passes import TARGETS, Optimized
+from .passes import TARGETS, Lifted, Optimized, Sampled, is_measured, lift, optimize, parse_job
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
 from .runtimes.child import NORMAL, Limits, build_in_child
 from .runtimes.ort_cpu import cores
@@ -75,6 +77,28 @@ def reference_stage(spec: ModelSpec, golden: Golden, cases: list[Case], store: S
 
     folder, stored = store.take(stage, write)
     return replay(folder / GOLDEN), stored
+
+
+def sampled(cases: list[Case]) -> Sampled:
+    """The inputs of `cases` for precisions that look at values: real ones first, then the largest."""
+    ordered = sorted(cases, key=lambda case: (not case.real, -sum(array.size for array in case.feeds.values())))
+    return Sampled(lambda: [case.feeds for case in ordered])
+
+
+def optimize_for(
+    spec: ModelSpec | None,
+    graph: Lifted | ir.Model | str | Path,
+    target: str,
+    precision: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> Optimized:
+    """As `optimize`; a precision that looks at values sees them on the inputs of `spec`, if there is one."""
+    job = parse_job(f"{target}:{precision}" if precision and ":" not in target else target)
+    lifted = graph if isinstance(graph, Lifted) else lift(graph)
+    data = None
+    if spec is not None and is_measured(job):
+        data = sampled(spec_cases(spec, ranges_of(lifted.model, spec)))
+    return optimize(lifted, target, precision, data, options)
 
 
 def build_stage(

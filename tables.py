@@ -73,7 +73,7 @@ def reasons(manifest: Manifest) -> list[str]:
     """One line for each target that is not built and verified, saying why."""
     lines = []
     for record in manifest.targets:
-        why = record.reason or record.verified.reason
+        why = record.why
         if why and not (record.status == "built" and record.verified.passed):
             lines.append(f"{Job(record.target, record.precision, record.device)}: {why}")
     return lines

@@ -57,22 +57,29 @@ def optimize(
     """The target graph: lifted, quantized and lowered, not built."""
     from ..explanation import explain as explain_sites
     from ..export import to_onnx
-    from ..passes import optimize as optimize_graph
     from ..passes import parse_job
     from ..records import site_records
+    from ..stages import optimize_for
     from .given import options_of
 
     job = parse_job(target)
     options = options_of(option, [job])[job]
     spec = load(source, allow_code, range_).spec
-    done = optimize_graph(to_onnx(spec, opset), target, options=options)
+    done = optimize_for(spec, to_onnx(spec, opset), target, options=options)
     sites = site_records(done.log)
     _write_graph(
         done.model,
         out,
         as_json,
-        {"job": str(done.job), "sites": [site.model_dump() for site in sites], "proofs": done.lifted.prover.cost()},
+        {
+            "job": str(done.job),
+            "sites": [site.model_dump() for site in sites],
+            "proofs": done.lifted.prover.cost(),
+            "notes": done.trail.notes,
+        },
     )
+    for note in done.trail.notes:
+        say(note)
     if explain and not as_json:
         print_result(*explain_sites(sites, str(done.lifted.prover)))
 
@@ -91,7 +98,6 @@ def build(
     """One artifact, with recorded inputs and outputs to verify it by."""
     from ..export import to_onnx
     from ..output import check_output
-    from ..passes import optimize as optimize_graph
     from ..passes import parse_job
     from ..pipeline import build as build_graph
     from .given import options_of
@@ -100,7 +106,7 @@ def build(
     job = parse_job(target)
     options = options_of(option, [job])[job]
     spec = load(source, allow_code, range_).spec
-    made = build_graph(optimize_graph(to_onnx(spec, opset), target, options=options), out, spec=spec)
+    made = build_graph(to_onnx(spec, opset), out, target=target, spec=spec, options=options)
     if as_json:
         print_result(made.manifest.model_dump_json(indent=2))
     else:

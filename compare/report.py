@@ -154,7 +154,7 @@ def _reference_row(manifest: Manifest, notes: Notes) -> list[Cell]:
 def _target_row(record: TargetRecord, notes: Notes) -> list[Cell]:
     verdict, worst, build = record.verified.verdict, record.verified.worst, record.build
     made = record.status in ("built", "lowered")
-    why = record.reason or record.verified.reason or ("" if verdict in ("passed", "failed") else verdict)
+    why = record.why or ("" if verdict in ("passed", "failed") else verdict)
     return [
         Cell(_label(record), "name"),
         Cell(record.status, "failed" if record.status == "failed" else ""),
@@ -289,6 +289,7 @@ def _stages(targets: Sequence[TargetRecord]) -> dict[str, dict[str, int]]:
 def _build(record: TargetRecord) -> Table:
     achieved = ", ".join(f"{count} in {kind}" for kind, count in record.precision_achieved.items())
     facts: dict[str, object] = {"compute operators": achieved} if achieved else {}
+    facts |= {f"precision {number}": note for number, note in enumerate(record.notes, start=1)}
     if record.build is None:
         return _facts(_label(record), {"not built": record.reason or record.verified.verdict, **facts})
     build = record.build

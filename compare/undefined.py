@@ -15,6 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..export.graph_session import open_graph
 from ..passes.lift.values import producer, rank
+from ..passes.lower.simulate import simulated
 from ..passes.region import LOWEST
 from ..runtimes.base import Session
 from ..spec import SITE
@@ -64,9 +65,8 @@ def leave_out(lifted: ir.Model, recorded: Iterable[tuple[Case, Outputs]]) -> lis
 
 def _masks(graph: ir.Model) -> Session | None:
     """The part of the graph that makes its attentions' masks; None if no mask depends on an input."""
-    model = graph.clone()
+    model = simulated(graph)  # a mask in half precision tells as well as one in float32
     masks = dict.fromkeys(mask for node in model.graph for mask in _read_by(node))
-    # of a graph in half precision the boolean masks tell: the CPU cannot compute all of the others
     known = (ir.DataType.BOOL, ir.DataType.FLOAT)
     made = [mask for mask in masks if mask.producer() is not None and mask.dtype in known]
     if not made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .base import Trail
 from .lift import Lifted, lift
 from .lift.functions import inline
 from .lower import TARGETS, lower, lowering_of, parse_job, settings_of
-from .quantize import quantize
+from .quantize import MEASURED, Sampled, quantize
 from .sites import Site, SiteLog, lowered_to
 
 
@@ -37,21 +38,21 @@ def optimize(
     golden: ir.Model | Lifted | str | Path,
     target: str = "ort-cpu",
     precision: str = "",
-    calibration: Calibration | None = None,
+    calibration: Calibration | Sampled | None = None,
     options: Mapping[str, Any] | None = None,
     choices: Mapping[str, str] | None = None,
 ) -> Optimized:
     """Lift, quantize and lower a golden graph, an ONNX file, or a graph that is lifted already. Nothing is changed.
 
-    `target` is `name[@device][:precision]`; `precision` may be given beside it instead. `calibration` is for precisions
-    that are calibrated, `options` are the target's settings by name, `choices` what
-    was measured to be the fastest (`tuning.tune`). Raises UsageError for unknown names and for an
+    `target` is `name[@device][:precision]`; `precision` may be given beside it instead. `calibration`: inputs by name,
+    for precisions that look at values; fp16 and bf16 go by rules without it. `options` are the target's settings by
+    name, `choices` what was measured to be the fastest (`tuning.tune`). Raises UsageError for unknown names and for an
     option that does not apply, BuildError if the target cannot say the graph.
     """
     if precision and ":" in target:
         raise UsageError(f"The precision is given twice: in target {target!r} and as {precision!r}. Give it once.")
     job = parse_job(f"{target}:{precision}" if precision else target)
-    if calibration is not None:
+    if calibration is not None and not is_measured(job):
         raise UsageError(f"{job} takes no calibration data: {job.precision} is not calibrated. Leave it out.")
     lowering = lowering_of(job, options, choices)
     lifted = golden if isinstance(golden, Lifted) else lift(golden)
@@ -59,8 +60,19 @@ def optimize(
     model = lifted.model.clone()
     inline(model)  # no target has forms of its own for graphwright's functions yet
     hinted = job.precision in TARGETS[job.target].hinted
-    precise = model if hinted else quantize(model, job.precision, trail)
+    precise = model if hinted else quantize(model, job.precision, trail, _sampled(calibration))
     return Optimized(lower(precise, lowering, trail), lifted.log, job, lifted, trail, lowering.settings)
+
+
+def is_measured(job: Job) -> bool:
+    """Whether the job's precision looks at values: it takes calibration data."""
+    return job.precision in MEASURED and job.precision not in TARGETS[job.target].hinted
+
+
+def _sampled(calibration: Calibration | Sampled | None) -> Sampled | None:
+    if calibration is None or isinstance(calibration, Sampled):
+        return calibration
+    return Sampled(calibration if callable(calibration) else partial(iter, calibration))
 
 
 def count_ops(model: ir.Model) -> dict[str, int]:
@@ -90,10 +102,12 @@ __all__ = [
     "TARGETS",
     "Lifted",
     "Optimized",
+    "Sampled",
     "Site",
     "SiteLog",
     "count_ops",
     "count_precisions",
+    "is_measured",
     "lift",
     "lowered_to",
     "optimize",

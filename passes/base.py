@@ -32,6 +32,7 @@ class GraphPass(ir.passes.InPlacePass):
     def __init__(self, log: SiteLog | None = None) -> None:
         super().__init__()
         self.log = log if log is not None else SiteLog()
+        self.notes: list[str] = []  # what a user should know of what it did
 
     @property
     def name(self) -> str:
@@ -53,6 +54,7 @@ class Trail:
     """The passes that ran, in order."""
 
     steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the passes told of their work
 
 
 # what these say of a graph on its way is nothing that a user can mend
@@ -91,4 +93,5 @@ def run(model: ir.Model, passes: Sequence[ir.passes.InPlacePass], trail: Trail |
         done.append(name)
         if trail is not None:
             trail.steps.append(Step(name, modified, time.perf_counter() - start, len(model.graph)))
+            trail.notes += step.notes if isinstance(step, GraphPass) else []
     return model

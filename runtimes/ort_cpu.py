@@ -102,6 +102,7 @@ class OrtSession(Session):
         providers: Sequence[Any],
         settings: OrtCpuSettings | None = None,
         optimize: bool = True,
+        in_order: bool = False,
     ) -> None:
         import onnxruntime as ort
 
@@ -109,6 +110,8 @@ class OrtSession(Session):
         options = session_options(wanted, settings)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if in_order:  # the default puts off what only gives an output, and keeps all that it reads alive
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = ort.InferenceSession(source, options, providers=list(providers))

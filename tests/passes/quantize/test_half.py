@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from graphwright.passes import lift
-from graphwright.passes.quantize.half import SENSITIVE, HalfPrecision
+from graphwright.passes.quantize.half import HalfPrecision
+from graphwright.passes.quantize.islands import SENSITIVE
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[ir.Model, Arrays], Arrays]
@@ -41,6 +42,7 @@ CONSTANTS: Arrays = {
     "heavy": weights(8, 8) * np.float32(1e6),
     "faint": weights(8) * np.float32(1e-9),
     "table": weights(11, 8),
+    "u": weights(3, seed=4),
     "last": np.array([-1], np.int64),
     "one": np.array([1], np.int64),
     "scales": np.array([1, 2, 1], np.float32),
@@ -131,14 +133,12 @@ def test_nothing_is_halved_before_the_first_product(spell: Spell) -> None:
 
 
 ONE_INPUT = (
-    *("Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Sqrt", "Reciprocal", "Sin", "Cos", "Tan", "Erf"),
+    *("Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Sqrt", "Reciprocal", "Erf"),
     "LpNormalization",
 )
 WITH_AXES = sorted(op for op in SENSITIVE if op.startswith("Reduce"))
 BODIES = {op: f"s = {op}(m)" for op in ONE_INPUT} | {op: f"s = {op}(m, last)" for op in WITH_AXES}
 BODIES |= {
-    "LayerNormalization": "s = LayerNormalization(m, b, b)",
-    "RMSNormalization": "s = RMSNormalization(m, b)",
     "CumSum": "s = CumSum(m, one)",
     "Pow": "s = Pow(m, two)",
     "Resize": "s = Resize(m, , scales)",
@@ -151,6 +151,74 @@ def test_a_sensitive_op_computes_in_float32(op: str, dtype: ir.DataType) -> None
     # a Reduce over the last axis leaves one number of a row: [B, S, 1] * [8]
     model = make(f"m = MatMul(x, w)  {BODIES[op]}  t = Mul(s, b)  y = MatMul(t, v)", outputs="float[B, T, 8] y")
     assert types(lower(model, dtype)) == {"MatMul": [dtype, dtype], op: [FLOAT], "Mul": [FLOAT]}
+
+
+# what an angle comes of is as sensitive: a rounded one of 1000 is off by half a radian
+@pytest.mark.parametrize("op", ["Sin", "Cos", "Tan"])
+@BOTH
+def test_an_angle_is_computed_in_float32(op: str, dtype: ir.DataType) -> None:
+    model = make(f"m = MatMul(x, w)  a = Add(m, b)  s = {op}(a)  y = MatMul(s, v)")
+    assert types(lower(model, dtype)) == {"MatMul": [FLOAT, dtype], "Add": [FLOAT], op: [FLOAT]}
+
+
+@BOTH
+def test_an_angle_that_rules_bound_is_not(dtype: ir.DataType) -> None:
+    scale = "faint" if dtype == BRAIN else "third"  # at most 1e-9, and 1/3
+    model = make(f"t = Tanh(x)  m = MatMul(t, w)  h = Tanh(m)  a = Mul(h, {scale})  s = Sin(a)  y = MatMul(s, v)")
+    found = types(lower(model, dtype))
+    assert (found["MatMul"], found["Sin"]) == ([dtype, dtype], [FLOAT])
+
+
+# the standard lets these compute in float32 inside (stash_type), so that what they read and give may be half
+NORMS = {
+    "LayerNormalization": "s = LayerNormalization(m, b, b)",
+    "RMSNormalization": "s = RMSNormalization(m, b)",
+    "GroupNormalization": "s = GroupNormalization <num_groups = 1> (m, u, u)",
+}
+
+
+@pytest.mark.parametrize("op", NORMS)
+@BOTH
+def test_a_norm_takes_and_gives_half_with_its_scale(op: str, dtype: ir.DataType) -> None:
+    model = make(f"m = MatMul(x, w)  {NORMS[op]}  y = MatMul(s, v)", "float[B, 3, 8] x", "float[B, 3, 8] y")
+    after = lower(model, dtype)
+    assert types(after) == {"MatMul": [dtype, dtype], op: [dtype]}
+    (norm,) = [node for node in after.graph if node.op_type == op]
+    assert {value.dtype for value in norm.inputs if value is not None} == {dtype}  # TensorRT refuses mixed types
+    assert [node.op_type for node in after.graph].count("Cast") == 2
+
+
+def test_a_norm_of_float32_stays_float32_with_its_scale(spell: Spell) -> None:
+    after = lower(make("n = LayerNormalization(x, b, b)  y = MatMul(n, w)"))
+    assert spell(after) == "Cast(MatMul(Cast(LayerNormalization(x, b, b)), w.float16))"
+
+
+def test_what_products_read_is_cast_once_in_front_of_what_moves_it(spell: Spell) -> None:
+    moves = "t = Transpose <perm = [0, 2, 1]> (x)  e = Unsqueeze(t, one)  g = Squeeze(e, one)"
+    body = f"{moves}  m = MatMul(x, t)  n = MatMul(m, x)  y = MatMul(n, g)"
+    after = lower(make(body, "float[B, 8, 8] x", "float[] y"))
+    assert [node.op_type for node in after.graph].count("Cast") == 2
+    assert types(after)["Transpose"] == types(after)["Unsqueeze"] == [HALF]
+    near = lower(
+        make(
+            "t = Transpose <perm = [0, 2, 1]> (x)  m = MatMul(x, t)  r = Exp(t)  y = MatMul(m, r)",
+            "float[B, 8, 8] x",
+            "float[] y",
+        )
+    )
+    assert types(near)["Transpose"] == [FLOAT]  # Exp reads it too
+
+
+def test_a_quotient_by_what_float32_computed_stays_float32(spell: Spell) -> None:
+    after = lower(make("m = MatMul(x, w)  n = ReduceL2(m, last)  y = Div(m, n)"))
+    assert spell(after) == "Div(Cast(MatMul(Cast(x), w.float16)), ReduceL2(Cast(MatMul(Cast(x), w.float16)), -1))"
+    assert types(lower(make("m = MatMul(x, w)  n = MatMul(x, v)  y = Div(m, n)")))["Div"] == [HALF]
+
+
+def test_integers_are_cast_to_half_at_once(spell: Spell) -> None:
+    after = lower(make("f = Cast <to = 1> (i)  y = MatMul(f, w)", "int64[B, S, 8] i"))
+    assert spell(after) == "Cast(MatMul(Cast(i), w.float16))"
+    assert [node.op_type for node in after.graph].count("Cast") == 2
 
 
 FOLLOWERS = {
@@ -217,15 +285,9 @@ def test_bfloat16_holds_what_float16_does_not() -> None:
     assert types(lower(make(body), BRAIN)) == {"MatMul": [BRAIN], "Mul": [BRAIN], "Add": [BRAIN], "Max": [BRAIN]}
 
 
-def test_what_comes_of_such_a_constant_stays_float32_up_to_a_product() -> None:
-    model = make("m = MatMul(x, w)  a = Mul(m, big)  c = Add(m, a)  d = Relu(c)  e = MatMul(d, v)  y = Neg(e)")
-    assert types(lower(model)) == {
-        "MatMul": [HALF, HALF],
-        "Mul": [FLOAT],
-        "Add": [FLOAT],
-        "Relu": [FLOAT],
-        "Neg": [HALF],
-    }
+def test_what_comes_of_such_a_constant_stays_float32_up_to_a_product_and_with_it() -> None:
+    model = make("m = MatMul(x, w)  a = Mul(m, big)  c = Add(m, a)  d = Relu(c)  e = MatMul(d, v)  y = MatMul(e, w)")
+    assert types(lower(model)) == {"MatMul": [HALF, FLOAT, HALF], "Mul": [FLOAT], "Add": [FLOAT], "Relu": [FLOAT]}
 
 
 def test_an_embedding_is_read_in_half(run: Run, spell: Spell) -> None:

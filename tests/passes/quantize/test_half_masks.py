@@ -156,23 +156,47 @@ def test_targets_of_one_lift_do_not_touch_each_other() -> None:
     assert ir.to_proto(lifted.model).SerializeToString(deterministic=True) == before
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_a_graph_with_a_body_is_refused(precision: str) -> None:
-    model = ir.from_onnx_text("""
-        <ir_version: 10, opset_import: ["": 23]>
-        branches (float[B] x, bool flag) => (float[B] y) {
-            [choice] y = If (flag) <
-                then_branch = then () => (float[B] a) { a = Relu(x) },
-                else_branch = other () => (float[B] b) { b = Neg(x) }
-            >
-        }""")
-    name = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}[precision]
-    message = (
-        f"^If 'choice' has a body, which cannot be lowered to {name} in this version: unroll it, or ask for fp32.$"
-    )
-    with pytest.raises(BuildError, match=message):
-        optimize(model, "ort-cuda", precision)
-    assert optimize(model, "ort-cuda", "fp32").model.graph.node(0).op_type == "If"
+BRANCHES = """
+    <ir_version: 10, opset_import: ["": 23]>
+    branches (float[B, 8] x, bool flag) => (float[B, 8] y) {
+        m = MatMul(x, w)
+        c = If (flag) <
+            then_branch = then () => (float[B, 8] a) { r = Relu(m)  a = Mul(r, x) },
+            else_branch = other () => (float[B, 8] b) { b = Neg(m) }
+        >
+        y = MatMul(c, w)
+    }"""
+LOOP = """
+    <ir_version: 10, opset_import: ["": 23]>
+    loop (float[B, 8] x, bool flag) => (float[B, 8] y) {
+        m = MatMul(x, w)
+        n = Constant <value_int = 3> ()
+        c = Loop (n, flag, m) <
+            body = step (int64 i, bool go, float[B, 8] s) => (bool on, float[B, 8] t) {
+                on = Identity(go)
+                t = Add(s, m)
+            }
+        >
+        y = MatMul(c, w)
+    }"""
+
+
+@pytest.mark.parametrize("text", [BRANCHES, LOOP], ids=["If", "Loop"])
+def test_a_body_stays_float32_and_what_it_reads_is_cast_at_its_border(text: str, run: Run) -> None:
+    w = np.random.default_rng(1).normal(0, 0.3, (8, 8)).astype(np.float32)
+    model = ir.from_onnx_text(text, initializers=[ir.tensor(w, name="w")])
+    after = model.clone()
+    HalfPrecision(HALF)(after)
+    onnx.checker.check_model(ir.to_proto(after), full_check=True)
+    assert [node.outputs[0].dtype for node in after.graph if node.op_type == "MatMul"] == [HALF, HALF]
+    inside = [
+        value.dtype for graph in after.graphs() if graph is not after.graph for node in graph for value in node.outputs
+    ]
+    assert set(inside) <= {ir.DataType.FLOAT, ir.DataType.BOOL}
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    for flag in (True, False):
+        case: Arrays = {"x": x, "flag": np.array(flag)}
+        np.testing.assert_allclose(run(after, case)["y"], run(model, case)["y"], rtol=RTOL, atol=2 * ATOL)
 
 
 def test_a_graph_whose_types_are_unknown_is_refused() -> None:
