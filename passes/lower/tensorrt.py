@@ -1,9 +1,12 @@
-"""tensorrt: NVIDIA TensorRT 11 and later, strongly typed."""
+"""tensorrt: NVIDIA TensorRT 11 and later, strongly typed; and 10 on Jetson."""
 
 from __future__ import annotations
 
-from ...spec import Target
-from .attention import CheckAttention, DecomposeAttention
+from typing import Any
+
+from ...spec import Lowering, Target
+from .attention import LowerAttention
+from .scatter import SumScattered
 
 # Standard ops that the parser imports: its own `supports_operator`, asked for each op of ONNX 1.23 through
 # TensorRT-RTX, whose parser is the same and needs no GPU.
@@ -23,12 +26,18 @@ Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose
 """
 OPS = frozenset(_OPS.split())
 
+
+def passes(_: Lowering) -> list[Any]:
+    """What TensorRT and TensorRT-RTX are lowered by."""
+    return [LowerAttention(), SumScattered()]
+
+
 TARGET = Target(
     name="tensorrt",
     runtime="tensorrt",
     precisions=("fp16", "bf16", "fp32"),
     devices=("",),
     legal={"": OPS},
-    lower=lambda _: [DecomposeAttention(), CheckAttention()],
+    lower=passes,
     needs="an NVIDIA GPU and TensorRT 11 (`pip install graphwright[tensorrt]`, from the vendor's index)",
 )
