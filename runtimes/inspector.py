@@ -34,7 +34,7 @@ _KERNELS = {
     "int8": r"i8i8|i8i32|i8f32|imma",
     "fp8": r"e4m3|e5m2",
     "bf16": r"bf16",
-    "fp16": r"f16f16|h?16816|1688|hmma|fp16",
+    "fp16": r"f16f16|h16816|h1688|hmma|fp16",
     "tf32": r"tf32",
     "fp32": r"f32f32|sgemm",
 }

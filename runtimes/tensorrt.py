@@ -90,7 +90,10 @@ class TensorRt(Runtime):
 
     def _devices(self, request: BuildRequest, settings: RtxSettings) -> tuple[str, ...]:  # noqa: ARG002 - RTX reads both
         """Compute capabilities to build for; of full TensorRT it is that of the device that is here."""
-        return (compute_capability(),)
+        here = compute_capability()
+        if request.device.startswith("sm") and request.device != here:
+            raise DeviceError(f"{self.name} builds for the device that is here, {here}, not for {request.device}.")
+        return (here,)
 
     def _compile(self, build: Build) -> memoryview:
         config = self._config(build)

@@ -9,13 +9,12 @@ from ..errors import BuildError, DeviceError
 from . import tensorrt_config
 from .base import BuildRequest
 from .cuda import cuda_missing
+from .inspector import Layer
 from .tensorrt import Build, TensorRt
 from .tensorrt_settings import RtxSettings
 from .timing_cache import TimingCache
 
-# Measured on the builder of 1.7: what of the products it refuses for Turing
 _TURING = "sm75"
-_NOT_ON_TURING = ("fp32", "bf16")
 
 
 class TensorRtRtx(TensorRt):
@@ -45,7 +44,7 @@ class TensorRtRtx(TensorRt):
         return names
 
     def _loader(self, build: Build, arguments: dict[str, Any]) -> Any:
-        products = [layer for layer in build.network.products if layer.precision in _NOT_ON_TURING]
+        products = [layer for layer in build.network.products if _not_on_turing(layer)]
         if _TURING in build.devices and products:
             first = build.graph.call(products[0].nodes[0] if products[0].nodes else products[0].name)
             raise BuildError(
@@ -56,3 +55,8 @@ class TensorRtRtx(TensorRt):
 
     def _cache(self, build: Build) -> TimingCache | None:  # noqa: ARG002 - it times nothing
         return None
+
+
+def _not_on_turing(layer: Layer) -> bool:
+    """Whether the builder of 1.7 refuses the product for Turing: of float32 it takes convolutions alone (measured)."""
+    return layer.precision == "bf16" or (layer.precision == "fp32" and "CONVOLUTION" not in layer.kind)

@@ -16,6 +16,7 @@ OPS_SINCE: dict[str, Version] = {
     "Swish": (11, 0),
     "LinearAttention": (11, 0),
     "CausalConvWithState": (11, 0),
+    "GroupNormalization": (10, 4),  # older ones know scales of groups, as before opset 21, and not of channels
     **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow", "STFT"), (10, 4)),
 }
 OPSET_BEFORE_11 = 20  # the newest that the parsers of 10.0 to 10.3 are documented to take
