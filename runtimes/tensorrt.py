@@ -58,6 +58,8 @@ class TensorRt(Runtime):
         return None
 
     def build(self, request: BuildRequest) -> BuildResult:
+        if reason := self.builder_missing():
+            raise DeviceError(f"{self.name} cannot build here: {reason}.")
         trt = self._load()
         from polygraphy.exception import PolygraphyException
 
