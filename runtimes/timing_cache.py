@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock
 
 from ..errors import InputError
-from ..store import Store
+from ..scratch import held
+from ..store import TIMING, Store
 from . import plan
 
-FOLDER = "timing"  # in the store's folder
 _log = logging.getLogger(__name__)
 
 
@@ -28,7 +28,7 @@ class TimingCache:
 
     def __init__(self, runtime: str, version: str, device: str, root: Path | None = None) -> None:
         self._known = {"runtime": runtime, "version": version, "devices": (device,), "graph": ""}
-        self.path = (root or Store().root) / FOLDER / re.sub(r"[^\w.+-]", "_", f"{runtime}-{version}-{device}")
+        self.path = (root or Store().root) / TIMING / re.sub(r"[^\w.+-]", "_", f"{runtime}-{version}-{device}")
 
     def load(self) -> bytes:
         """The cache; empty if there is none. A damaged one is removed with a warning, and counts as none."""
@@ -46,13 +46,10 @@ class TimingCache:
     def merge(self, learned: Callable[[bytes], bytes]) -> None:
         """Replace the cache, whole or not at all, by what `learned` makes of the one that is there now."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):  # stays: removing it could split those who wait
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-            try:
-                plan.write(part, learned(self.load()), **self._known)
-                part.replace(self.path)
-            finally:
-                part.unlink(missing_ok=True)
+        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        with FileLock(f"{self.path}.lock"), held(part):  # the lock stays: removing it could split those who wait
+            plan.write(part, learned(self.load()), **self._known)
+            part.replace(self.path)
 
 
 def lend(config: Any, cache: TimingCache) -> None:

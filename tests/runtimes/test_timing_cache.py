@@ -76,3 +76,15 @@ for number in range(8):
     assert [child.wait() for child in children] == [0, 0]
     wanted = {f"{name}.{number}".encode() for name in range(2) for number in range(8)}
     assert entries(TimingCache(*KNOWN, tmp_path)) == wanted
+
+
+def test_cleaning_the_store_removes_it_and_what_a_killed_build_left(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    cache = TimingCache(*KNOWN, store.root)
+    cache.merge(lambda _: b"one")
+    part = cache.path.with_name(f"{cache.path.name}.99.part")
+    part.write_bytes(b"half")
+    size = cache.path.stat().st_size
+    assert store.clean() == (0, size + 4)
+    assert list(cache.path.parent.iterdir()) == []
+    assert cache.load() == b""
