@@ -9,9 +9,9 @@ from pathlib import Path
 from .artifact import Artifact, load_all
 from .compare.verify import verify
 from .errors import BuildError, DeviceError, Exit, GraphwrightError, ResourceError, worst
-from .manifest import Build, Manifest, TargetRecord, Verified, read, write
+from .manifest import Manifest, TargetRecord, Verified, read, write
 from .passes import TARGETS
-from .records import digests
+from .records import digests, enter_build
 from .runtimes import RUNTIMES, BuildRequest
 from .runtimes.child import NORMAL, Limits, build_in_child
 from .scratch import remove
@@ -29,8 +29,9 @@ def finish(
     """Build and verify every target in `folder` that this machine can, against `spec` or the recorded outputs.
 
     Both are done in processes with `limits`. The manifests in `folder` are updated. The exit code is 1 where a verdict
-    is failed, 4 where a backend fails or crashes, 6 where it goes beyond the limits, and with `require` 5 where a
-    target still has no verdict. Raises InputError for a folder that is no artifact, or whose files were changed.
+    is failed or a build falls short of what was asked, 4 where a backend fails or crashes, 6 where it goes beyond the
+    limits, and with `require` 5 where a target still has no verdict. Raises InputError for a folder that is no
+    artifact, or whose files were changed.
     """
     codes = []
     manifest = read(folder)
@@ -49,7 +50,7 @@ def finish(
         write(artifact.manifest, artifact.folder)
         _enter(record, artifact, manifest, folder)
         progress(f"{artifact.label}: {record.status}, {record.verified.verdict}")
-        if record.verified.verdict == "failed":
+        if record.verified.verdict == "failed" or record.shortfall:
             codes.append(Exit.VERIFICATION)
         if record.verified.passed is None and require:
             codes.append(Exit.DEVICE)
@@ -75,16 +76,8 @@ def _build(artifact: Artifact, limits: Limits) -> None:
         for left in set(artifact.folder.iterdir()) - before:  # half written
             remove(left)
         raise
-    record.status, record.reason, record.artifact = "built", "", result.artifact
     record.sha256 = {name: digest for name, digest in digests(artifact.folder).items() if name.startswith("model.")}
-    record.build = Build(
-        runtime=runtime.name,
-        versions=result.versions,
-        options=result.options,
-        seconds=round(time.perf_counter() - start, 3),
-        bytes=(artifact.folder / result.artifact).stat().st_size,
-        notes=list(result.notes),
-    )
+    enter_build(record, result, runtime.name, artifact.folder, time.perf_counter() - start, [])
 
 
 def _enter(record: TargetRecord, artifact: Artifact, manifest: Manifest, folder: Path) -> None:

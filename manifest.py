@@ -149,6 +149,7 @@ class TargetRecord(Record):
     sha256: dict[str, str] = Field(default_factory=dict, description="file, relative to the manifest -> digest")
     sites: dict[str, SiteCount] = Field(default_factory=dict)
     precision_achieved: dict[str, int] = Field(default_factory=dict, description="type of the compute ops -> count")
+    shortfall: list[str] = Field(default_factory=list, description="what was asked of the build and is not so in it")
     ops: dict[str, dict[str, int]] = Field(default_factory=dict, description="stage -> op type -> count")
     notes: list[str] = Field(default_factory=list, description="what the passes told: islands of float32, weights")
     tuning: Tuning | None = None

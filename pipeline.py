@@ -330,7 +330,9 @@ def exit_code(manifest: Manifest, require: bool = False) -> Exit:
     """The code that stands for all targets' outcomes; with `require` a target without a verdict counts too."""
     failures = [record.failure for record in manifest.targets if record.status == "failed"]
     codes = [Exit.RESOURCES if failure == "resources" else Exit.BUILD for failure in failures]
-    codes += [Exit.VERIFICATION for record in manifest.targets if record.verified.verdict == "failed"]
+    codes += [
+        Exit.VERIFICATION for record in manifest.targets if record.verified.verdict == "failed" or record.shortfall
+    ]
     codes += [Exit.DEVICE for record in manifest.targets if require and record.verified.passed is None]
     return worst(codes)
 

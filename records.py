@@ -11,6 +11,7 @@ from .compare.cases import record as record_cases
 from .compare.cases import replaying
 from .manifest import Build, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
 from .passes import TARGETS, Lifted, Optimized, SiteLog, count_ops, count_precisions, lowered_to
+from .runtimes import BuildResult
 from .runtimes.child import NORMAL, Limits
 from .spec import Job, ModelSpec
 from .stages import GOLDEN, GRAPH, Ranges, Recorded, build_stage, copy_file, save_graph
@@ -70,20 +71,29 @@ def build_into(
     start = time.perf_counter()
     save_graph(optimized.model, folder / GRAPH)
     result, stored = build_stage(optimized, ranges, folder, store, limits)
-    record.status, record.artifact, record.graph, record.sha256 = "built", result.artifact, GRAPH, digests(folder)
-    notes = [*result.notes, *["taken from the store"] * stored]
+    record.graph, record.sha256 = GRAPH, digests(folder)
+    runtime = TARGETS[optimized.job.target].runtime
+    enter_build(record, result, runtime, folder, time.perf_counter() - start, ["taken from the store"] * stored)
+
+
+def enter_build(
+    record: TargetRecord, result: BuildResult, runtime: str, folder: Path, seconds: float, notes: list[str]
+) -> None:
+    """Enter what was built in `folder` into the record."""
+    record.status, record.reason, record.artifact = "built", "", result.artifact
     record.build = Build(
-        runtime=TARGETS[optimized.job.target].runtime,
+        runtime=runtime,
         versions=result.versions,
         options=result.options,
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(seconds, 3),
         bytes=(folder / result.artifact).stat().st_size,
-        notes=notes,
+        notes=[*result.notes, *notes],
     )
     if result.ops:
         record.ops["runtime"] = result.ops
     if result.precisions:
         record.precision_achieved = result.precisions
+    record.shortfall = result.shortfall
 
 
 def lower_into(record: TargetRecord, optimized: Optimized, folder: Path, why: str) -> None:

@@ -43,7 +43,8 @@ def sweep(folder: Path, prefix: str = "") -> int:
 def size_of(path: Path) -> int:
     """The bytes of a file, or of the files in a folder; a link holds none."""
     try:
-        files = [path, *(found for found, _ in walk(path))] if not path.is_symlink() else []
+        inside = [found for found, _ in walk(path)] if path.is_dir() else []
+        files = [] if path.is_symlink() else [path, *inside]
         return sum(info.st_size for info in map(Path.lstat, files) if stat.S_ISREG(info.st_mode))
     except FileNotFoundError:
         return 0  # another process removed it meanwhile

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = 1  # a part of every key: a new form of the store finds none of the old objects
 _RECORD = "object.json"
+TIMING = "timing"  # folder of what builders learned of the time that kernels take; a builder writes there itself
 _NOT_SOURCES = frozenset({"tests", "benchmarks", "examples", "out", "build", "dist"})  # at the package's top level
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -231,6 +232,8 @@ class Store:
                 if self._discard(folder):
                     count, total = count + 1, total + size
             total += sweep(self._temp) + sweep(self._locks)
+            if (self.root / TIMING).is_dir():
+                total += sweep(self.root / TIMING)
         return count, total
 
     def _publish(self, temp: Path, key: Key) -> Path:

@@ -70,10 +70,11 @@ def _times(latency: Latency | None) -> list[str]:
 
 
 def reasons(manifest: Manifest) -> list[str]:
-    """One line for each target that is not built and verified, saying why."""
+    """One line for each target that is not built and verified, saying why; and one for each shortfall."""
     lines = []
     for record in manifest.targets:
         why = record.why
         if why and not (record.status == "built" and record.verified.passed):
             lines.append(f"{Job(record.target, record.precision, record.device)}: {why}")
+        lines += [f"{Job(record.target, record.precision, record.device)}: {each}" for each in record.shortfall]
     return lines

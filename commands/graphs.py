@@ -100,6 +100,7 @@ def build(
     from ..output import check_output
     from ..passes import parse_job
     from ..pipeline import build as build_graph
+    from ..pipeline import exit_code
     from .given import options_of
 
     check_output(out)
@@ -110,7 +111,9 @@ def build(
     if as_json:
         print_result(made.manifest.model_dump_json(indent=2))
     else:
-        print_result(f"{made.label}: {made.path} ({made.path.stat().st_size / 1e6:.1f} MB)")
+        size = f"{made.label}: {made.path} ({made.path.stat().st_size / 1e6:.1f} MB)"
+        print_result(size, *(f"{made.label}: {short}" for short in made.record.shortfall))
+    raise typer.Exit(exit_code(made.manifest))
 
 
 def _write_graph(model: Any, out: Path, as_json: bool, facts: dict[str, Any]) -> None:

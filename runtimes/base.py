@@ -56,6 +56,7 @@ class BuildResult:
     ops: dict[str, int] = field(default_factory=dict)  # op types of the graph that the runtime made, where it tells
     notes: tuple[str, ...] = ()
     precisions: dict[str, int] = field(default_factory=dict)  # what the products compute in -> how many, where it tells
+    shortfall: list[str] = field(default_factory=list)  # what was asked and is not so in what was built
 
 
 class Session(ABC):

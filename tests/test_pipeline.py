@@ -11,10 +11,12 @@ from graphwright.artifact import Artifact
 from graphwright.compare.verify import verify
 from graphwright.errors import Exit
 from graphwright.finish import finish
+from graphwright.manifest import Manifest, Reference, TargetRecord, Verified
 from graphwright.passes.quantize.islands import Extents
 from graphwright.pipeline import exit_code, make_target, prepare
 from graphwright.recipe import Step, make_recipe
-from graphwright.records import start_manifest
+from graphwright.records import enter_build, start_manifest
+from graphwright.runtimes import BuildResult
 from graphwright.spec import Job
 from graphwright.stages import optimize_for
 from graphwright.store import Store
@@ -84,3 +86,26 @@ def test_a_graph_is_lowered_with_a_look_at_the_inputs_of_its_spec() -> None:
     assert optimize_for(None, golden, "tensorrt:fp16").trail.notes[0].endswith("no data")
     assert optimize_for(spec, golden, "ort-cpu").trail.notes == []
     assert optimize_for(spec, golden, "openvino:bf16").trail.notes == []
+
+
+def test_a_build_that_falls_short_of_what_was_asked_is_exit_1_with_the_list(tmp_path: Path) -> None:
+    (tmp_path / "model.engine").write_bytes(b"engine")
+    verified = Verified(verdict="passed", cases=1)
+    record = TargetRecord(target="tensorrt", precision="fp16", status="lowered", verified=verified, reason="no device")
+    manifest = Manifest(
+        source={"name": "m"}, reference=Reference(runtime="torch", precision="fp32", version=""), targets=[]
+    )
+    manifest.targets.append(record)
+    result = BuildResult(
+        "model.engine", {"tensorrt": "11.4.0.106"}, {}, notes=("one",), precisions={"fp16": 3, "fp32": 1}
+    )
+    enter_build(record, result, "tensorrt", tmp_path, 1.0, ["two"])
+    assert (record.status, record.reason, record.precision_achieved) == ("built", "", {"fp16": 3, "fp32": 1})
+    assert record.build is not None
+    assert record.build.notes == ["one", "two"]
+    assert exit_code(manifest) is Exit.OK
+    assert tables.reasons(manifest) == []
+    result.shortfall.append("block.o: fp16 was asked, fp32 is what the engine computes in")
+    enter_build(record, result, "tensorrt", tmp_path, 1.0, [])
+    assert exit_code(manifest) is Exit.VERIFICATION
+    assert tables.reasons(manifest) == ["tensorrt:fp16: block.o: fp16 was asked, fp32 is what the engine computes in"]

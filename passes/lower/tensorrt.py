@@ -1,9 +1,14 @@
-"""tensorrt: NVIDIA TensorRT 11 and later, strongly typed."""
+"""tensorrt: NVIDIA TensorRT 11 and later, strongly typed; and 10 on Jetson."""
 
 from __future__ import annotations
 
-from ...spec import Target
-from .attention import CheckAttention, DecomposeAttention
+from typing import Any
+
+from ...runtimes.tensorrt_versions import NEWEST, OPS_SINCE, Version
+from ...spec import Lowering, Target
+from .attention import LowerAttention
+from .scatter import SumScattered
+from .tensorrt_older import SayInOlderOps
 
 # Standard ops that the parser imports: its own `supports_operator`, asked for each op of ONNX 1.23 through
 # TensorRT-RTX, whose parser is the same and needs no GPU.
@@ -23,12 +28,25 @@ Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose
 """
 OPS = frozenset(_OPS.split())
 
+
+# Devices whose software holds another version of TensorRT than the newest
+VERSIONS: dict[str, Version] = {"jetson-orin": (10, 3)}
+
+
+def passes(lowering: Lowering) -> list[Any]:
+    """What TensorRT and TensorRT-RTX are lowered by."""
+    version = VERSIONS.get(lowering.job.device, NEWEST)
+    native = OPS_SINCE["Attention"] <= version
+    older = [] if version >= NEWEST else [SayInOlderOps(version)]
+    return [LowerAttention(native), SumScattered(), *older]
+
+
 TARGET = Target(
     name="tensorrt",
     runtime="tensorrt",
     precisions=("fp16", "bf16", "fp32"),
-    devices=("",),
+    devices=("", "jetson-orin"),
     legal={"": OPS},
-    lower=lambda _: [DecomposeAttention(), CheckAttention()],
+    lower=passes,
     needs="an NVIDIA GPU and TensorRT 11 (`pip install graphwright[tensorrt]`, from the vendor's index)",
 )

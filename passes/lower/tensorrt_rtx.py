@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ...spec import Target
-from .attention import CheckAttention, DecomposeAttention
-from .tensorrt import OPS
+from .tensorrt import OPS, passes
 
 TARGET = Target(
     name="tensorrt-rtx",
@@ -12,6 +11,6 @@ TARGET = Target(
     precisions=("fp16", "bf16", "fp32"),
     devices=("sm89", "sm75", "sm80", "sm86", "sm120", "sm121"),
     legal={"": OPS},
-    lower=lambda _: [DecomposeAttention(), CheckAttention()],
+    lower=passes,
     needs="an RTX GPU (compute capability 7.5, 8.6, 8.9 or 12.0) to run; nothing but the package to build",
 )

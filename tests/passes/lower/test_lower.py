@@ -14,7 +14,6 @@ from graphwright.errors import BuildError, UsageError
 from graphwright.passes import TARGETS, optimize, parse_job
 from graphwright.passes.base import Trail
 from graphwright.passes.lower import check_legal, lower, lowering_of
-from graphwright.passes.lower.attention import CheckAttention
 from graphwright.spec import PATH, SITE, Job
 
 Arrays = dict[str, np.ndarray]
@@ -125,53 +124,14 @@ def test_a_body_is_checked_too() -> None:
         )
 
 
-QKV = "float[B, 2, S, 8] q, float[B, 2, S, 8] k, float[B, 2, S, 8] v, bool[B, 1, S, S] m, float[B, 2, P, 8] pk"
-REFUSED = {
-    "y, c, d = Attention(q, k, v, m)": "a key/value cache or a second output",
-    "y = Attention(q, k, v, , pk, pk)": "a key/value cache or a second output",
-    "y = Attention <is_causal = 1> (q, k, v, m)": "is_causal together with a mask",
-}
-
-
-@pytest.mark.parametrize("body", REFUSED)
-def test_an_attention_that_tensorrt_refuses_is_named(body: str) -> None:
-    model = make(body, QKV, "float[B, 2, S, 8] y")
-    model.graph.node(0).metadata_props[PATH] = "encoder.0"
-    message = f"^TensorRT's parser does not take the Attention at encoder.0: {REFUSED[body]}.$"
-    with pytest.raises(BuildError, match=message):
-        lower(model, lowering_of(parse_job("tensorrt")))
-    lower(model, lowering_of(parse_job("ort-cpu")))  # ONNX Runtime takes all of them
-
-
-def test_an_attention_in_a_body_is_checked_too() -> None:
-    body = """y = If (flag) <then_branch = t () => (float[B, 2, S, 8] a) { a = Attention <is_causal = 1> (q, k, v, m) },
-                             else_branch = e () => (float[B, 2, S, 8] b) { b = Relu(q) }>"""
-    with pytest.raises(BuildError, match="is_causal together with a mask"):
-        lower(make(body, f"{QKV}, bool flag", "float[B, 2, S, 8] y"), lowering_of(parse_job("tensorrt-rtx")))
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "y = Attention(q, k, v)",
-        "y = Attention <scale = 0.5> (q, k, v, m)",
-        "y = Attention <is_causal = 1, softcap = 0.0> (q, k, v)",
-        "y = custom.Attention <softcap = 30.0> (q, k, v)",
-    ],
-)
-def test_other_attentions_pass_the_check(body: str) -> None:
-    model = make(body, QKV, "float[B, 2, S, 8] y")
-    assert not CheckAttention()(model).modified
-
-
 def test_lowering_leaves_out_what_nothing_reads_and_says_what_ran() -> None:
     model, trail = make("a = Neg(x)  y = Relu(x)"), Trail()
     assert lower(model, lowering_of(parse_job("tensorrt")), trail) is model
     assert [node.op_type for node in model.graph] == ["Relu"]
     assert not model.graph.initializers
     assert [(step.name, step.modified) for step in trail.steps] == [
-        ("DecomposeAttention", False),
-        ("CheckAttention", False),
+        ("LowerAttention", False),
+        ("SumScattered", False),
         ("RemoveUnusedNodesPass", True),
         ("NameFixPass", True),  # the nodes of this graph have no names
     ]
@@ -187,7 +147,7 @@ def test_optimize_takes_all_stages_and_changes_no_input(compare: Compare) -> Non
     assert str(done.job) == "tensorrt-rtx@sm89:fp32"
     assert [(node.op_type, node.metadata_props[SITE]) for node in done.model.graph] == [("Gelu", "gelu")]
     assert done.log is done.lifted.log
-    steps = ["DecomposeAttention", "CheckAttention", "RemoveUnusedNodesPass", "NameFixPass"]
+    steps = ["LowerAttention", "SumScattered", "RemoveUnusedNodesPass", "NameFixPass"]
     assert [step.name for step in done.trail.steps] == steps
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     again = optimize(done.lifted, "ort-cpu")
