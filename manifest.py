@@ -119,7 +119,7 @@ class TrialRecord(Record):
     high: float
     rounds: int
     taken: bool
-    reason: str = Field(default="", description="why it could not be measured")
+    reason: str = Field(default="", description="why it could not be measured, or not well enough")
 
 
 class Tuning(Record):

@@ -45,7 +45,7 @@ class Trial:
     high: float
     rounds: int
     taken: bool
-    reason: str = ""  # why it could not be measured
+    reason: str = ""  # why it could not be measured, or not well enough
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def _search(
             progress(f"{name}: {form} cannot be measured: {error}")
             return False
         taken = rounds >= ROUNDS_FLOOR and low > 1 and ratio > SMALLEST_GAIN
-        trials.append(Trial(name, form, against, ratio, low, high, rounds, taken))
+        few = f"too few rounds ({rounds} of {ROUNDS_FLOOR}): give more seconds" if rounds < ROUNDS_FLOOR else ""
+        trials.append(Trial(name, form, against, ratio, low, high, rounds, taken, few))
         progress(f"{name}: {form} is {ratio:.3f}x ({low:.3f} to {high:.3f}){', taken' if taken else ''}")
         return taken
 

@@ -15,12 +15,15 @@ from typing import Any, Self
 
 import numpy as np
 from cpu_graphs import OURS, START
-from cpu_models import Feeds
+from cpu_models import MODELS, Feeds
 from cpu_table import Contender
 
 import graphwright as gw
+from graphwright.passes import Lifted
+from graphwright.tuning import tune
 
 HERE = Path(__file__).parent
+TUNING = 60.0  # seconds of measuring forms; large models take what six rounds need
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino", "onnx-ir")
 VERSIONS = f"""
 import json
@@ -135,7 +138,7 @@ class Graphs:
         if not contender.graph:
             return model
         graph = self.graph(contender.graph, model)
-        return str(self.build(contender, graph, threads) if contender.target else graph)
+        return str(self.build(contender, graph, model, threads) if contender.target else graph)
 
     def graph(self, way: str, model: str) -> Path:
         python = sys.executable if way in OURS else self.peers
@@ -153,17 +156,28 @@ class Graphs:
             made.rename(path)
         return path
 
-    def build(self, contender: Contender, golden: Path, threads: int) -> Path:
+    def build(self, contender: Contender, golden: Path, model: str, threads: int) -> Path:
         """graphwright's artifact for that many threads."""
         options = {**contender.options, "threads": threads}
-        code = digest(*ours("export", "passes", "runtimes"), golden.name, json.dumps([contender.target, options]))
+        code = digest(
+            *ours("export", "passes", "runtimes"), golden.name, json.dumps([contender.target, options, contender.tuned])
+        )
         folder = self.folder / f"{golden.stem}-{contender.target}-{code}"
         if not folder.exists():
             try:
-                gw.build(golden, folder, target=contender.target, options=options)
+                graph = gw.lift(golden)
+                choices = tuned(graph, contender.target, options, model) if contender.tuned else {}
+                made = gw.optimize(graph, contender.target, options=options, choices=choices)
+                gw.build(made, folder)
             except gw.GraphwrightError as error:
                 raise Failure(str(error)) from error
         return folder
+
+
+def tuned(graph: Lifted, target: str, options: Mapping[str, Any], model: str) -> Mapping[str, str]:
+    """The forms that are the fastest at all of the model's sizes together."""
+    inputs = [MODELS[model].feeds(*shape) for shape in MODELS[model].shapes]
+    return tune(graph, target, inputs, options=options, budget=TUNING).choices
 
 
 def ours(*parts: str) -> list[Path]:

@@ -14,6 +14,7 @@ class Contender:
     graph: str = ""  # the way of cpu_graphs.py in which the graph is made; none: the module itself
     target: str = ""  # of graphwright, which builds its artifact from the graph
     options: dict[str, Any] = field(default_factory=dict)  # of the target, beside the threads
+    tuned: bool = False  # whether the target's forms are chosen by measuring, at the model's sizes together
 
 
 CONTENDERS = {
@@ -27,6 +28,7 @@ CONTENDERS = {
     "transformers": Contender("onnxruntime", "transformers"),
     "OpenVINO": Contender("openvino", "raw"),
     "graphwright ort-cpu": Contender("graphwright", "golden", "ort-cpu"),
+    "graphwright ort-cpu tuned": Contender("graphwright", "golden", "ort-cpu", tuned=True),
     "graphwright openvino": Contender("graphwright", "golden", "openvino"),
 }
 BASE = "raw"
