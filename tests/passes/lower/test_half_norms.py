@@ -96,11 +96,11 @@ def test_a_graphs_output_behind_a_norm_keeps_its_name(run: Run) -> None:
     np.testing.assert_allclose(run(narrow, {"x": x})["y"], run(model, {"x": x})["y"], rtol=2e-3)
 
 
-def test_it_is_made_for_ort_cuda_alone() -> None:
+def test_a_norm_is_in_half_for_every_target_already() -> None:
     text = """<ir_version: 10, opset_import: ["": 23]> g (float[N, 16] x) => (float[N, 16] y) <
         float[16, 16] a = { %s }, float[16] w = { %s } > {
         m = MatMul(x, a)  n = RMSNormalization(m, w)  y = MatMul(n, a) }"""
     model = ir.from_onnx_text(text % (", ".join(["0.1"] * 256), ", ".join(["1.0"] * 16)))
-    for target, casts in (("ort-cuda:fp16", 2), ("tensorrt:fp16", 4)):
+    for target in ("ort-cuda:fp16", "tensorrt:fp16"):
         nodes = [node.op_type for node in optimize(model, target).model.graph]
-        assert nodes.count("Cast") == casts, (target, nodes)
+        assert nodes.count("Cast") == 2, (target, nodes)

@@ -150,7 +150,7 @@ def test_targets_of_one_lift_do_not_touch_each_other() -> None:
     jobs = {"ort-cuda:fp16": "fp16", "ort-cuda:bf16": "bf16", "tensorrt:fp16": "fp16", "ort-cpu:fp32": "fp32"}
     made = {job: optimize(lifted, job).model for job in jobs}
     for job, precision in jobs.items():
-        assert count_precisions(made[job]) == {precision: 1}
+        assert set(count_precisions(made[job])) == {precision}
         onnx.checker.check_model(ir.to_proto(made[job]), full_check=True)
     assert [value.dtype for node in lifted.model.graph for value in node.outputs] == types
     assert ir.to_proto(lifted.model).SerializeToString(deterministic=True) == before
