@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphwright.manifest import Manifest
     from graphwright.passes import Optimized, optimize
     from graphwright.passes.lift import Lifted, lift
+    from graphwright.passes.lint import Lint, lint
     from graphwright.passes.sites import Site
     from graphwright.pipeline import Shipment, build, ship
     from graphwright.runtimes.child import Limits
@@ -30,6 +31,7 @@ _WHERE = {
     "LatencyTable": "compare.latency",
     "Lifted": "passes.lift",
     "Limits": "runtimes.child",
+    "Lint": "passes.lint",
     "Manifest": "manifest",
     "ModelSpec": "spec",
     "Optimized": "passes",
@@ -39,6 +41,7 @@ _WHERE = {
     "bench": "compare.latency",
     "build": "pipeline",
     "lift": "passes.lift",
+    "lint": "passes.lint",
     "load": "artifact",
     "optimize": "passes",
     "ship": "pipeline",
@@ -53,6 +56,7 @@ __all__ = [
     "LatencyTable",
     "Lifted",
     "Limits",
+    "Lint",
     "Manifest",
     "ModelSpec",
     "Optimized",
@@ -63,6 +67,7 @@ __all__ = [
     "bench",
     "build",
     "lift",
+    "lint",
     "load",
     "optimize",
     "ship",

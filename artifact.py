@@ -70,7 +70,9 @@ class Artifact:
         """Why it cannot be run here; None if it can."""
         if self.record.status in ("failed", "skipped"):
             return f"{self.record.status}: {self.record.reason}"
-        return self.runtime.missing() or (
+        from .availability import missing
+
+        return missing(self.job) or (
             "lowered, not built: `graphwright verify` builds it on this machine"
             if self.record.status == "lowered"
             else None

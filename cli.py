@@ -10,6 +10,7 @@ import typer
 
 from .commands.check import bench, verify
 from .commands.graphs import build, export, optimize
+from .commands.lint import lint
 from .commands.machine import clean, doctor, models, schema, targets
 from .commands.ship import ship
 from .console import explain
@@ -23,8 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = (ship, export, optimize, build, verify, bench, models, targets, doctor, schema, clean)
-LATER = ("localize", "lint", "run", "bundle")
+COMMANDS = (ship, export, optimize, build, verify, bench, lint, models, targets, doctor, schema, clean)
+LATER = ("localize", "run", "bundle")
 
 
 def _not_yet(name: str) -> None:

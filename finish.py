@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .artifact import Artifact, load_all
+from .availability import builder_missing
 from .compare.verify import verify
+from .devices import build_name
 from .errors import BuildError, DeviceError, Exit, GraphwrightError, ResourceError, worst
 from .manifest import Manifest, TargetRecord, Verified, read, write
 from .passes import TARGETS
@@ -62,13 +64,13 @@ def _build(artifact: Artifact, limits: Limits) -> None:
     """Build a lowered graph, if this machine can."""
     record, target = artifact.record, TARGETS[artifact.record.target]
     runtime = RUNTIMES[target.runtime]
-    if runtime.builder_missing() is not None:
+    if builder_missing(artifact.job) is not None:
         return
     artifact.check_files()
     ranges = {dim: (low, opt, high) for dim, (low, opt, high) in artifact.manifest.dynamic.items()}
     start, before = time.perf_counter(), set(artifact.folder.iterdir())
     request = BuildRequest(
-        artifact.folder / record.graph, ranges, record.device or target.devices[0], artifact.settings()
+        artifact.folder / record.graph, ranges, build_name(record.device or target.devices[0]), artifact.settings()
     )
     try:
         result = build_in_child(runtime.name, request, limits)

@@ -108,6 +108,17 @@ class Build(Record):
     notes: list[str] = Field(default_factory=list)
 
 
+class LintRecord(Record):
+    """What one lint rule found in a target graph that this machine cannot run."""
+
+    rule: str = Field(description="its id, of docs/lint.md")
+    severity: Literal["error", "warning"] = Field(description="error: refused or wrong there; warning: slow there")
+    count: int
+    places: list[str] = Field(default_factory=list, description="module paths of the first few")
+    message: str
+    way_out: str
+
+
 class TrialRecord(Record):
     """One form of a class of sites, measured against the best before it."""
 
@@ -151,6 +162,7 @@ class TargetRecord(Record):
     precision_achieved: dict[str, int] = Field(default_factory=dict, description="type of the compute ops -> count")
     shortfall: list[str] = Field(default_factory=list, description="what was asked of the build and is not so in it")
     ops: dict[str, dict[str, int]] = Field(default_factory=dict, description="stage -> op type -> count")
+    lint: list[LintRecord] = Field(default_factory=list, description="of a target that cannot run here: by rule")
     notes: list[str] = Field(default_factory=list, description="what the passes told: islands of float32, weights")
     tuning: Tuning | None = None
     build: Build | None = None

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from . import tables
 from .artifact import Artifact, load
+from .availability import builder_missing
 from .compare.cases import record as record_cases
 from .compare.cases import replaying
 from .compare.latency import LatencyTable, bench
@@ -27,10 +28,10 @@ from .export import OPSET, Source, load_source, open_reference
 from .export.calibration import load_calibration
 from .manifest import Manifest, TargetRecord, Tolerances, Tuning, Verified, write
 from .output import output_folder
-from .passes import TARGETS, Lifted, Optimized, Sampled, count_ops, is_measured, lift, optimize
+from .passes import Lifted, Optimized, Sampled, count_ops, is_measured, lift, optimize
+from .passes.lint import lint
 from .recipe import GB, Asked, Recipe, Step, is_tuned, make_recipe, plan
-from .records import build_into, describe, keep_golden, lower_into, start_manifest, write_folders
-from .runtimes import RUNTIMES
+from .records import build_into, describe, keep_golden, lint_records, lower_into, start_manifest, write_folders
 from .runtimes.child import NORMAL, Limits
 from .spec import Calibration, Job, ModelSpec, pick
 from .stages import GOLDEN, Ranges, Recorded, export_stage, optimize_for, ranges_of, reference_stage, sampled
@@ -205,6 +206,8 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
             record = describe(job, optimized, ops)
             record.tuning = None if tuned is None else Tuning.model_validate(asdict(tuned))
             absent = "" if "verify" in step.does else step.why
+            if absent:
+                record.lint = lint_records(lint(optimized, ranges=shared.ranges))
             if "build" not in step.does:
                 lower_into(record, optimized, own, step.why)
             elif (unusable := build_here(record, optimized, shared, own)) is not None:
@@ -215,7 +218,7 @@ def make_target(step: Step, shared: Prepared, manifest: Manifest, folder: Path, 
             record = failed(job, error)
             shutil.rmtree(own)
             own.mkdir()
-        say(f"{record.status}, {record.verified.verdict}")
+        say(", ".join([record.status, record.verified.verdict, *tables.lint_counts(record.lint)]))
     return record
 
 
@@ -297,7 +300,7 @@ def build(
     where this machine cannot build it, BuildError with the backend's own reason, ResourceError beyond the limits.
     """
     optimized = graph if isinstance(graph, Optimized) else optimize_for(spec, graph, target, precision, options)
-    missing = RUNTIMES[TARGETS[optimized.job.target].runtime].builder_missing()
+    missing = builder_missing(optimized.job)
     if missing is not None:
         raise DeviceError(
             f"{optimized.job} cannot be built here: {missing}. `graphwright ship` lowers it all the same."

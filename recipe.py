@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
+from .availability import builder_missing, missing
 from .errors import UsageError
 from .manifest import Tolerances
 from .passes.lower import TARGETS, parse_job
@@ -181,12 +182,11 @@ def plan(jobs: list[Job]) -> list[Step]:
     """What this machine can do for each job."""
     steps = []
     for job in jobs:
-        runtime = RUNTIMES[TARGETS[job.target].runtime]
-        missing, builder = runtime.missing(), runtime.builder_missing()
-        if missing is None:
+        absent, builder = missing(job), builder_missing(job)
+        if absent is None:
             steps.append(Step(job, "lower, build, verify, measure", "its runtime and device are here"))
         elif builder is None:
-            steps.append(Step(job, "lower, build", f"{missing}; its builder needs no device"))
+            steps.append(Step(job, "lower, build", f"{absent}; its builder needs no device"))
         else:
-            steps.append(Step(job, "lower", missing))
+            steps.append(Step(job, "lower", absent))
     return steps

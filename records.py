@@ -9,8 +9,9 @@ from pathlib import Path
 
 from .compare.cases import record as record_cases
 from .compare.cases import replaying
-from .manifest import Build, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
+from .manifest import Build, LintRecord, Manifest, Reference, SiteCount, SiteRecord, TargetRecord, Verified, write
 from .passes import TARGETS, Lifted, Optimized, SiteLog, count_ops, count_precisions, lowered_to
+from .passes.lint import Lint, grouped
 from .runtimes import BuildResult
 from .runtimes.child import NORMAL, Limits
 from .spec import Job, ModelSpec
@@ -94,6 +95,11 @@ def enter_build(
     if result.precisions:
         record.precision_achieved = result.precisions
     record.shortfall = result.shortfall
+
+
+def lint_records(found: Lint) -> list[LintRecord]:
+    """What lint found, by rule."""
+    return [LintRecord(**asdict(group)) for group in grouped(found.findings)]
 
 
 def lower_into(record: TargetRecord, optimized: Optimized, folder: Path, why: str) -> None:

@@ -273,7 +273,7 @@ class Target:
     name: str
     runtime: str
     precisions: tuple[Precision, ...]
-    devices: tuple[str, ...]  # device profiles after the @; the first is the default
+    devices: tuple[str, ...]  # profiles of devices.py after the @; the first is the default, empty: this machine's own
     legal: Mapping[str, frozenset[str] | None]  # domain -> op types that the target graph may hold; None: all
     lower: Callable[[Lowering], list[Any]]  # the passes, in order
     needs: str  # what a machine must have to run it, in words
@@ -282,6 +282,7 @@ class Target:
     hinted: frozenset[Precision] = frozenset()  # of these the runtime computes a float32 graph in: it stays float32
     # a precision that it does not take -> why not, and what to take
     refused: Mapping[Precision, str] = field(default_factory=dict)
+    joins: bool = False  # whether one artifact can be for several devices, joined by +
 
 
 @dataclass(frozen=True)

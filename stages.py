@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from .compare.cases import Case, record, replay
 from .compare.verify import spec_cases
+from .devices import build_name
 from .export import onnx_graph, open_reference
 from .passes import TARGETS, Lifted, Optimized, Sampled, is_measured, lift, optimize, parse_job
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
@@ -107,7 +108,7 @@ def build_stage(
     """Build the target graph, which lies in `folder`, in a child process; the built files come into `folder`."""
     job = optimized.job
     target = TARGETS[job.target]
-    runtime, device = RUNTIMES[target.runtime], job.device or target.devices[0]
+    runtime, device = RUNTIMES[target.runtime], build_name(job.device or target.devices[0])
     graph = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
     acting = versions(
         *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13-libs", "polygraphy")

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .availability import Available, Profile, in_words
 from .compare.latency import NONE, milliseconds
-from .manifest import Latency, Manifest, TargetRecord
+from .manifest import Latency, LintRecord, Manifest, TargetRecord
 from .spec import Job
 
 STYLES = {"passed": "green", "built": "green", "ok": "green", "failed": "red", "problem": "red", "lifted": "green"}
@@ -69,12 +70,69 @@ def _times(latency: Latency | None) -> list[str]:
     return [milliseconds(latency.median_ms), milliseconds(latency.p90_ms), NONE if ratio is None else f"{ratio:.2f}"]
 
 
+def targets(found: Sequence[Available]) -> list[Table]:
+    """What this machine does for each target; and its device profiles, each once."""
+    head = plain(
+        ("target", "precisions", "on this machine"),
+        [(each.name, ", ".join(each.precisions), in_words(each.does, each.why)) for each in found],
+    )
+    head.columns[1].max_width, head.columns[2].max_width = 30, 52
+    rows: dict[str, tuple[Profile, dict[str, list[str]]]] = {}
+    for each in found:
+        for profile in each.profiles:
+            _, does = rows.setdefault(profile.name, (profile, {}))
+            does.setdefault(profile.does, []).append(each.name)
+    devices = plain(
+        ("device", "is", "on this machine"),
+        [
+            (name, _device(profile), "; ".join(f"{kind} {', '.join(names)}" for kind, names in does.items()))
+            for name, (profile, does) in rows.items()
+        ],
+    )
+    devices.columns[1].max_width, devices.columns[2].max_width = 42, 38
+    devices.caption = "target@device lowers for that device on any machine; --json tells why not more"
+    devices.caption_justify = "left"
+    return [head, devices]
+
+
+def _device(profile: Profile) -> str:
+    number = profile.compute_capability
+    facts = [
+        f"{profile.what} ({number})" if number and number not in profile.what else profile.what,
+        *([f"TensorRT {profile.tensorrt}"] if profile.tensorrt else []),
+        *([f"no {', '.join(profile.lacks)}"] if profile.lacks else []),
+    ]
+    return ", ".join(facts)
+
+
+def lint_counts(found: Sequence[LintRecord]) -> list[str]:
+    """How many lint rules found something, in words; empty where none did."""
+    counts = {kind: sum(each.severity == kind for each in found) for kind in ("error", "warning")}
+    return [f"lint: {count} {kind}{'s' * (count > 1)}" for kind, count in counts.items() if count]
+
+
+def lint_lines(found: Sequence[LintRecord]) -> list[str]:
+    """Three lines for each lint rule that found something: where, what, and the way out."""
+    return [
+        f"{each.severity} {each.rule}{_places(each)}\n    {each.message}\n    Way out: {each.way_out}" for each in found
+    ]
+
+
+def _places(found: LintRecord) -> str:
+    more = found.count - len(found.places)
+    places = [*found.places, *([f"{more} more"] if more and found.places else [])]
+    return f" ({', '.join(places)})" if places else ""
+
+
 def reasons(manifest: Manifest) -> list[str]:
-    """One line for each target that is not built and verified, saying why; and one for each shortfall."""
+    """A line for each target that is not built and verified, saying why; for each shortfall; for what lint found."""
     lines = []
     for record in manifest.targets:
-        why = record.why
+        why, label = record.why, Job(record.target, record.precision, record.device)
         if why and not (record.status == "built" and record.verified.passed):
-            lines.append(f"{Job(record.target, record.precision, record.device)}: {why}")
-        lines += [f"{Job(record.target, record.precision, record.device)}: {each}" for each in record.shortfall]
+            lines.append(f"{label}: {why}")
+        lines += [f"{label}: {each}" for each in record.shortfall]
+        if record.lint:
+            rules = ", ".join(f"{found.rule} ({found.count})" for found in record.lint)
+            lines.append(f"{label}: {'; '.join(lint_counts(record.lint))}: {rules}")
     return lines

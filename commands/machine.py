@@ -31,29 +31,13 @@ def models(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: 
 def targets(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: ARG001
     """The targets, their precisions and devices, and what of them this machine can run."""
     from .. import tables
-    from ..passes.lower import TARGETS
-    from ..runtimes import RUNTIMES
+    from ..availability import survey
 
-    rows = []
-    for target in TARGETS.values():
-        runtime = RUNTIMES[target.runtime]
-        run, make = runtime.missing(), runtime.builder_missing()
-        here = "runs" if run is None else f"builds ({run})" if make is None else f"lowers ({run})"
-        devices = [device for device in target.devices if device]
-        rows.append(
-            {
-                "name": target.name,
-                "precisions": list(target.precisions),
-                "devices": devices,
-                "needs": target.needs,
-                "here": here,
-            }
-        )
+    found = survey()
     if as_json:
-        print_json(rows)
-        return
-    cells = [(str(r["name"]), ", ".join(r["precisions"]), ", ".join(r["devices"]), str(r["here"])) for r in rows]
-    print_result(tables.plain(("target", "precisions", "devices", "on this machine"), cells))
+        print_json([row.as_json() for row in found])
+    else:
+        print_result(*tables.targets(found))
 
 
 def doctor(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:  # noqa: ARG001

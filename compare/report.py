@@ -103,6 +103,7 @@ def write_report(
 def _sections(manifest: Manifest, machine: Mapping[str, object]) -> list[Section]:
     return [
         Section("Parity", "Each output against the reference, over all cases.", _parity(manifest.targets)),
+        *_lint(manifest.targets),
         Section("Sites", "What was recognised in the graph, and what was not and why.", _sites(manifest)),
         Section("Operators", "How many of each the graph holds, stage by stage.", _operators(manifest.targets)),
         Section("Build", "How each artifact was made.", [_build(record) for record in manifest.targets], side=True),
@@ -213,6 +214,24 @@ def _parity_lines(record: TargetRecord) -> list[str]:
         case = f" in case {worst.case}" if worst.case else ""
         lines.append(f"Largest difference: {worst.output}{case}, shape {_shape(worst.shape)}.")
     return [*lines, f"Tolerance: {verified.tolerance}"] if verified.tolerance else lines
+
+
+def _lint(targets: Iterable[TargetRecord]) -> list[Section]:
+    """What lint found in graphs of targets that did not run here; no section where it found nothing."""
+    rows = [
+        [
+            Cell(_label(record), "name"),
+            Cell(found.severity, "failed" if found.severity == "error" else ""),
+            Cell(found.rule, "name"),
+            Cell(str(found.count), "number"),
+            *(_long(text) for text in (", ".join(found.places), found.message, found.way_out)),
+        ]
+        for record in targets
+        for found in record.lint
+    ]
+    head = ["target", "severity", "rule", "places", "first ones", "what", "way out"]
+    intro = "Targets that did not run here: what they will refuse or run slowly."
+    return [Section("Lint", intro, [Table(head, rows)])] if rows else []
 
 
 def _sites(manifest: Manifest) -> list[Table]:

@@ -128,6 +128,7 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     settings: ClassVar[type[Settings]] = Settings
+    builds_for_others: ClassVar[bool] = False  # whether the builder makes for devices that this machine is not
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -26,6 +26,7 @@ class TensorRtRtx(TensorRt):
     bindings = ("tensorrt_rtx_bindings",)
     extra = "rtx"
     rtx = True
+    builds_for_others = True
 
     def builder_missing(self) -> str | None:
         return self._package_missing()

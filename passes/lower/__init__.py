@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 from pydantic import ValidationError
 
+from ...devices import Device, check_device, check_precision, named
 from ...errors import BuildError, UsageError
 from ...runtimes import RUNTIMES, Settings
+from ...runtimes.tensorrt_versions import ops_of
 from ...spec import PRECISIONS, Job, Lowering, Precision, Target, pick
 from ..base import Trail, run
 from ..sites import path_of
@@ -24,7 +27,7 @@ TARGETS: dict[str, Target] = {
 def parse_job(text: str) -> Job:
     """`target[@device][:precision]` -> Job; several devices joined by +.
 
-    Raises UsageError that lists what is allowed and suggests the nearest.
+    Raises UsageError that lists what is allowed and suggests the nearest, or says what the device lacks.
     """
     head, _, asked = text.partition(":")
     name, _, device = head.partition("@")
@@ -33,13 +36,23 @@ def parse_job(text: str) -> Job:
     if asked:
         pick("precision", asked, PRECISIONS)
         precision = next(known for known in PRECISIONS if known == asked)
+    parts = device.split("+") if device else []
+    if len(parts) > 1 and not target.joins:
+        raise UsageError(f"{name} makes one artifact for one device, but came {device!r}: name one of {parts}.")
+    for part in parts:
+        check_device(part, name, target.devices)
+    job = Job(name, precision, device)
+    check_precision(job)
     if precision not in target.precisions:
         if why := target.refused.get(precision):
             raise UsageError(f"{precision} on {name}: {why}. Allowed: {', '.join(sorted(target.precisions))}.")
         pick(f"precision for {name}", precision, target.precisions)
-    for part in device.split("+") if device else ():
-        pick(f"device for {name}", part, [known for known in target.devices if known])
-    return Job(name, precision, device)
+    return job
+
+
+def devices_of(job: Job) -> tuple[Device, ...]:
+    """The devices that the job is for; none where it is for this machine's own."""
+    return named(job.device or TARGETS[job.target].devices[0])
 
 
 def settings_of(job: Job, options: Mapping[str, Any]) -> Settings:
@@ -72,8 +85,18 @@ def lower(model: ir.Model, lowering: Lowering, trail: Trail | None = None) -> ir
     target = TARGETS[lowering.job.target]
     # last: weights that quantization replaced must not travel on, and what was made in a body gets a name of its own
     run(model, [*target.lower(lowering), RemoveUnusedNodesPass(), NameFixPass()], trail)
-    check_legal(model, target)
+    check_legal(model, replace(target, legal=legal_ops(lowering.job)))
     return model
+
+
+def legal_ops(job: Job) -> Mapping[str, frozenset[str] | None]:
+    """Domain -> op types that the job's target takes on its device; None: all."""
+    legal = dict(TARGETS[job.target].legal)
+    for device in devices_of(job):
+        standard = legal.get("")
+        if device.tensorrt and standard is not None:
+            legal[""] = ops_of(device.tensorrt, standard)
+    return legal
 
 
 def check_legal(model: ir.Model, target: Target) -> None:
@@ -88,4 +111,4 @@ def check_legal(model: ir.Model, target: Target) -> None:
         raise BuildError(f"{target.name} has no form for {'; '.join(wrong[:3])}{more}.")
 
 
-__all__ = ["TARGETS", "check_legal", "lower", "lowering_of", "parse_job", "settings_of"]
+__all__ = ["TARGETS", "check_legal", "devices_of", "legal_ops", "lower", "lowering_of", "parse_job", "settings_of"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ...devices import names
 from ...spec import COMPUTE, Lowering, Precision, Target
 from .integer_weights import KeepIntegerWeights
 from .plain_attention import PlainAttention
@@ -49,7 +50,7 @@ TARGET = Target(
     name="openvino",
     runtime="openvino",
     precisions=("fp32", "bf16", "int8-dynamic"),  # float16 is slower than float32 here, measured with AVX512-FP16 too
-    devices=("",),
+    devices=("", *names("openvino")),
     legal={"": OPS},
     lower=_passes,
     needs="a CPU that OpenVINO runs on, and the package (`pip install graphwright[openvino]`)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...devices import names
 from ...spec import Lowering, Target
 from ..lift.reshapes import FoldReshapes
 from .forms import LINEAR, NORM, alternatives, chosen
@@ -44,7 +45,7 @@ TARGET = Target(
     runtime="ort-cpu",
     precisions=("fp32", "int8-dynamic"),
     refused=dict.fromkeys(("fp16", "bf16"), _HALF),
-    devices=("",),
+    devices=("", *names("ort-cpu")),
     # every standard op has a kernel or a function body, classical models' too; other contrib ops are ONNX Runtime's own
     # to fuse at load
     legal={"": None, "ai.onnx.ml": None, "com.microsoft": CONTRIB_OPS},

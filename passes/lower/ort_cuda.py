@@ -6,6 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...devices import names
 from ...runtimes.ort_cuda import CudaSettings, check_fixed
 from ...spec import Lowering, Precision, Target
 from .cuda_kernels import UseCudaKernels
@@ -51,7 +52,7 @@ TARGET = Target(
     runtime="ort-cuda",
     precisions=("fp16", "bf16", "fp32"),
     refused=_REFUSED,
-    devices=("",),
+    devices=("", *names("ort-cuda")),
     legal={"": None, "ai.onnx.ml": frozenset({"LabelEncoder"})},
     lower=_passes,
     needs="an NVIDIA GPU, onnxruntime-gpu, and CUDA 13 with cuBLAS (`pip install onnxruntime-gpu[cuda,cudnn]`)",

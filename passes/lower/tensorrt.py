@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...runtimes.tensorrt_versions import NEWEST, OPS_SINCE, Version
+from ...devices import named, names
+from ...runtimes.tensorrt_versions import NEWEST, OPS_SINCE
 from ...spec import Lowering, Target
 from .attention import LowerAttention
 from .scatter import SumScattered
@@ -29,13 +30,9 @@ Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose
 OPS = frozenset(_OPS.split())
 
 
-# Devices whose software holds another version of TensorRT than the newest
-VERSIONS: dict[str, Version] = {"jetson-orin": (10, 3)}
-
-
 def passes(lowering: Lowering) -> list[Any]:
     """What TensorRT and TensorRT-RTX are lowered by."""
-    version = VERSIONS.get(lowering.job.device, NEWEST)
+    version = min((device.tensorrt or NEWEST for device in named(lowering.job.device)), default=NEWEST)
     native = OPS_SINCE["Attention"] <= version
     older = [] if version >= NEWEST else [SayInOlderOps(version)]
     return [LowerAttention(native), SumScattered(), *older]
@@ -45,7 +42,7 @@ TARGET = Target(
     name="tensorrt",
     runtime="tensorrt",
     precisions=("fp16", "bf16", "fp32"),
-    devices=("", "jetson-orin"),
+    devices=("", *names("tensorrt")),
     legal={"": OPS},
     lower=passes,
     needs="an NVIDIA GPU and TensorRT 11 (`pip install graphwright[tensorrt]`, from the vendor's index)",

@@ -1,6 +1,8 @@
 """What the parsers of TensorRT 10 lack, in ops that they have: for Jetson, which stays on 10.3.
 
 RMSNormalization:  y = CastLike(f / Sqrt(ReduceMean(f f) + epsilon), x) scale, f = Cast(x, float32)
+GroupNormalization: InstanceNormalization of [batch, groups, what is in one]; its scale and bias, which before opset 21
+                   were one for each group, behind it
 RotaryEmbedding:   the halves (or, interleaved, the neighbours) x1, x2 -> x1 cos - x2 sin, x2 cos + x1 sin
 Legal cases: 1. RMSNormalization over the last axis; 2. RotaryEmbedding of [batch, heads, S, D] or, with `num_heads`,
 [batch, S, heads D], whole or of the first columns, its caches by position or with `position_ids`. 3. A graph whose
@@ -48,6 +50,8 @@ def _say(node: ir.Node, version: Version) -> None:
         made = _rms_norm(node)
     elif node.op_type == "RotaryEmbedding":
         made = _rotary(node)
+    elif node.op_type == "GroupNormalization":
+        made = _group_norm(node)
     else:
         major, minor = version
         raise BuildError(f"TensorRT {major}.{minor} has no form for {node.op_type} at {path_of(node)}.")
@@ -73,6 +77,26 @@ def _rms_norm(node: ir.Node) -> ir.Value:
     shifted = insert(node, "Add", [mean, add_constant(_graph(node), f"number.{epsilon:g}.float", epsilon)])
     normal = insert(node, "Div", [wide, insert(node, "Sqrt", [shifted])])
     return insert(node, "Mul", [insert(node, "CastLike", [normal, x]), scale])
+
+
+def _group_norm(node: ir.Node) -> ir.Value:
+    x, scale, bias = (_given(node, index) for index in range(3))
+    axes, dtype, groups = rank(x), x.dtype, node.attributes.get_int("num_groups")
+    if axes is None or dtype is None:
+        raise BuildError(f"TensorRT has no form for the GroupNormalization at {path_of(node)}: its rank is not known.")
+    kind = dtype.name.lower()
+    one, zero = (
+        add_constant(_graph(node), f"{name}.{groups}.{kind}", np.full(groups, number, dtype.numpy()))
+        for name, number in (("ones", 1), ("zeros", 0))
+    )
+    flat = insert(node, "Reshape", [x, _ints(node, [0, groups, -1])])
+    normal = insert(
+        node, "InstanceNormalization", [flat, one, zero], epsilon=node.attributes.get_float("epsilon", 1e-5)
+    )
+    back = insert(node, "Reshape", [normal, insert(node, "Shape", [x])])
+    behind = _ints(node, list(range(1, axes - 1)))
+    scale, bias = (insert(node, "Unsqueeze", [value, behind]) for value in (scale, bias))
+    return insert(node, "Add", [insert(node, "Mul", [back, scale]), bias])
 
 
 def _rotary(node: ir.Node) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...devices import names
 from ...spec import Target
 from .tensorrt import OPS, passes
 
@@ -9,7 +10,8 @@ TARGET = Target(
     name="tensorrt-rtx",
     runtime="tensorrt-rtx",
     precisions=("fp16", "bf16", "fp32"),
-    devices=("sm89", "sm75", "sm80", "sm86", "sm120", "sm121"),
+    devices=names("tensorrt-rtx"),
+    joins=True,
     legal={"": OPS},
     lower=passes,
     needs="an RTX GPU (compute capability 7.5, 8.6, 8.9 or 12.0) to run; nothing but the package to build",

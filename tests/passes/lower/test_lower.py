@@ -62,10 +62,10 @@ def test_a_job_is_parsed(text: str, job: Job, folder: str) -> None:
             "ort-cuda:int8",
             r"int8 on ort-cuda: .* no fused integer product .*; take fp16 .*\. Allowed: bf16, fp16, fp32\.",
         ),
-        ("ort-cpu@arm", r"Unknown device for ort-cpu 'arm'\. Allowed: none in this version\."),
+        ("ort-cpu@arm", r"Unknown device for ort-cpu 'arm'\. Allowed: arm64-dotprod, x86-avx2, x86-vnni\."),
         (
             "tensorrt-rtx@sm90",
-            r"Unknown device for tensorrt-rtx 'sm90'\. Did you mean 'sm8.'\? Allowed: sm120, sm121, ",
+            r"Unknown device for tensorrt-rtx 'sm90'\. Did you mean 'sm8.'\? Allowed: l4, rtx-4090, ",
         ),
         ("tensorrt-rtx@sm89+", r"Unknown device for tensorrt-rtx ''\."),
     ],

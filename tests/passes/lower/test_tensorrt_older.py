@@ -47,6 +47,12 @@ MODELS = {
         "r",
     ),
     "flat": make(f"{FLAT}, {CACHES.format(r=4)}", "y = RotaryEmbedding <num_heads = 4> (x, c, s)", "B, S, 32", "r"),
+    "groups": make(
+        "float[B, 6, S, 5] x, float[6] w, float[6] b",
+        "y = GroupNormalization <num_groups = 3, epsilon = 1e-2> (x, w, b)",
+        "B, 6, S, 5",
+        "norm",
+    ),
     "positions": make(
         f"{WHOLE}, float[9, 4] c, float[9, 4] s, int64[B, S] p", "y = RotaryEmbedding (x, c, s, p)", "B, 4, S, 8", "r"
     ),
@@ -86,8 +92,8 @@ def test_a_version_that_has_the_ops_keeps_them() -> None:
     ("body", "message"),
     [
         (
-            "y = GroupNormalization <num_groups = 2> (x, w, w)",
-            r"^TensorRT 10\.3 has no form for GroupNormalization at block\.",
+            "n = Constant <value_int = 8> () h = HannWindow(n) y = Mul(x, h)",
+            r"^TensorRT 10\.3 has no form for HannWindow at ",
         ),
         ("y = RMSNormalization <axis = 1> (x, v)", r"RMSNormalization at block: not over its last axis\.$"),
     ],
