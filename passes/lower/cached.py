@@ -30,8 +30,8 @@ class UseCaches(GraphPass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for graph in list(model.graphs()):
-            places = {node: index for index, node in enumerate(graph)}
-            for node in places:
+            places: Places = {node: index for index, node in enumerate(graph)}
+            for node in list(places):
                 if node.domain == "" and node.op_type == "Attention":
                     modified |= _replace(node, places)
         return ir.passes.PassResult(model, modified)
@@ -44,7 +44,7 @@ def _replace(node: ir.Node, places: Places) -> bool:
     lengths = [{dim(each.inputs[part], 2) for each in (key, value)} for part in (0, 1)]
     if any(len(found) > 1 or None in found for found in lengths):
         return False  # 1
-    if len(node.outputs) > 1 or any(node.inputs[4:]) or node.attributes.get_int("is_causal", 0):
+    if len(node.outputs) > 1 or any(node.inputs[4:]) or bool(node.attributes.get_int("is_causal", 0)):
         return False  # 2
     mask = [*node.inputs, None][3]
     inputs = [node.inputs[0], key.inputs[1], value.inputs[1], mask, key.inputs[0], value.inputs[0]]

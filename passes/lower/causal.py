@@ -2,9 +2,10 @@
 
     Attention(q, k, v, And(.., causal, ..))   ->   the same, marked
 
-Legal cases: 1. queries and keys of one length, known by number or name, and no cache; 2. a boolean mask of these last
-two dims, which is causal by itself or an And of what is: a value of these dims that follows from sizes alone (see
-lift/sized_masks.py). The mark takes nothing from the mask, which says all that it said: sliding windows, padding.
+Legal cases: 1. queries and keys of one length, known by number or name, and no cache; 2. a mask of these last two
+dims, which is causal by itself, an And of what is, or Where(what is, a bias, low): a value of these dims that follows
+from sizes alone (see lift/sized_masks.py). The mark takes nothing from the mask, which says all that it said: padding,
+sliding windows, biases.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from ..base import GraphPass
+from ..lift.masks import LOW, uniform
 from ..lift.sized_masks import says
 from ..lift.values import dim, producer, rank, shape_only
 
@@ -47,9 +49,15 @@ def _is_causal(node: ir.Node, model: ir.Model, seen: dict[ir.Value, bool]) -> bo
 
 
 def _parts(mask: ir.Value) -> Iterator[ir.Value]:
-    """2: the mask and all that it is an And of."""
+    """2: the mask and all that must be true where it allows a key."""
     yield mask
-    both = producer(mask, "And")
-    for value in both.inputs if both is not None else ():
+    node = producer(mask, "And", "Where")
+    if node is None:
+        return
+    operands = node.inputs
+    if node.op_type == "Where":
+        low = uniform(node.inputs[2])
+        operands = node.inputs[: 1 if low is not None and low <= LOW else 0]
+    for value in operands:
         if value is not None:
             yield from _parts(value)

@@ -8,7 +8,8 @@
 The BatchNormalization is the scale and bias of the channels in one go. Legal cases: 1. float32, three dims or more, C
 known; 2. opset 21 or later, where scale and bias are those of channels, before it of groups.
 
-Measured on ONNX Runtime 1.31: 2.5x to 3.5x the speed of what it makes of the op, 5x where G is C.
+Measured on ONNX Runtime 1.31: 2.4x to 3.5x the speed of what it makes of the op, 3x to 4x where G is C. What it makes
+has the variance as a difference of two means, which cancels: float32 of mean 100 is wrong by 3 % there, here by 1e-4.
 """
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ def _replace(node: ir.Node) -> None:
     else:
         target = add_constant(graph, f"shape.0.{groups}.-1", np.array([0, groups, -1], np.int64))
         grouped = insert(node, "Reshape", [x, target])
-        normal = insert(
-            node, "InstanceNormalization", [grouped, filled(1, groups), filled(0, groups)], epsilon=epsilon
-        )
+        normal = insert(node, "InstanceNormalization", [grouped, filled(1, groups), filled(0, groups)], epsilon=epsilon)
         back = insert(node, "Reshape", [normal, insert(node, "Shape", [x])])
         affine = [scale, bias, filled(0, channels), filled(1, channels)]
         made = insert(node, "BatchNormalization", [back, *affine], epsilon=0.0)

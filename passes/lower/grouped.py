@@ -2,16 +2,17 @@
 
     Attention <q_num_heads, kv_num_heads, is_causal, scale, softcap> (q, k, v, mask)
         ->   GroupQueryAttention <num_heads, kv_num_heads, causal, scale, softcap>
-                 (q, k, v, seqlens_k = Expand(S - 1, [B]), total_sequence_length = S, attention_bias = Where(mask, 0, lowest))
+                 (q, k, v, seqlens_k = Expand(S - 1, [B]), total_sequence_length = S,
+                  attention_bias = Where(mask, 0, lowest))
 
 Legal cases: 1. rank 3 and float32, one output, no cache, Q, K and V of one batch and one length, known by number or
 name; 2. heads of one size, for V too, that is a multiple of 8; a scale that is not 0, which means the default to the
 kernel; 3. no mask, or one of rank 4: it is added, of bool as `multihead` makes it. Padding is a matter of the mask
 alone: every row has all S keys. 4. `causal` is the flag, or what the mask itself says (see causal.py).
 
-Source: contrib operators of ONNX Runtime, GroupQueryAttention. Measured on 1.31, one thread, 12 heads of 64: causal it
-is as fast as `Attention` at 16 tokens, 1.5x at 64, 1.7x at 128 and 1.9x at 512, with a mask or without; not causal it is
-as fast at 1 x 512, and up to 1.4x slower at 16. So it is the default where it is causal, and measured elsewhere.
+Source: contrib operators of ONNX Runtime, GroupQueryAttention. Measured on 1.31, one thread, 12 heads of 64: where it is
+causal, as fast as `Attention` at 16 tokens, 1.5x at 64, 1.7x at 128 and 1.9x at 512, masked or not; elsewhere as fast at
+1 x 512, and up to 1.4x slower at 16. So it is the default where it is causal, and measured elsewhere.
 """
 
 from __future__ import annotations
