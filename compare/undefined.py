@@ -22,7 +22,12 @@ from ..spec import SITE
 from .cases import Case
 
 Outputs = dict[str, np.ndarray]
-MASK = 3  # input of Attention
+MASKS = {  # the input of an attention that is its mask, be it one of truth values or one that is added
+    ("", "Attention"): 3,
+    ("com.microsoft", "Attention"): 5,
+    ("com.microsoft", "MultiHeadAttention"): 5,
+    ("com.microsoft", "GroupQueryAttention"): 10,
+}
 MASK_RANK = 4  # one of fewer axes, causal, leaves each query a key: its own
 
 
@@ -81,8 +86,9 @@ def _masks(graph: ir.Model) -> Session | None:
 
 def _read_by(node: ir.Node) -> list[ir.Value]:
     """The mask of an attention, be it one op, or primitives as a target has them: what is added before its Softmax."""
-    if node.domain == "" and node.op_type == "Attention":
-        return [mask for mask in node.inputs[MASK : MASK + 1] if mask is not None]
+    index = MASKS.get((node.domain, node.op_type))
+    if index is not None:
+        return [mask for mask in node.inputs[index : index + 1] if mask is not None]
     if node.op_type == "Softmax" and node.metadata_props.get(SITE) == "attention":
         scores = node.inputs[0]
         added = []

@@ -85,7 +85,8 @@ def count_ops(model: ir.Model) -> dict[str, int]:
 
 def count_precisions(model: ir.Model) -> dict[str, int]:
     """In which type the products of a graph (linear layers, convolutions, attentions) compute -> how many."""
-    products = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "Einsum"}
+    products = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"}
+    products |= {"Attention", "MultiHeadAttention", "GroupQueryAttention"}
     integer = {"MatMulInteger", "ConvInteger", "QLinearMatMul"}
     names = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
     counts: collections.Counter[str] = collections.Counter()

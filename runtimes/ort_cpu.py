@@ -48,8 +48,8 @@ class OrtCpuSettings(Settings):
     threads: int | None = Field(default=None, ge=1, le=1024, description="threads of a call; none: the cores available")
     spinning: bool = Field(default=True, description="idle threads wait actively: faster, but takes the cores")
     arena: bool = Field(default=True, description="memory is kept for the next call")
-    attention: Literal["auto", "standard", "multihead", "packed"] = Field(
-        default="auto", description="which op an attention becomes; auto: what was measured, else the standard op"
+    attention: Literal["auto", "standard", "multihead", "packed", "grouped", "primitive"] = Field(
+        default="auto", description="which op an attention becomes; auto: what was measured, else the default"
     )
     linear: Literal["auto", "rows", "matmul", "packed"] = Field(
         default="auto", description="linear layers: Gemm on rows of tokens, MatMul, or those of one input in one"

@@ -10,7 +10,7 @@ _MS = "com.microsoft."
 # of these in its place, was taken apart
 BECOMES: Mapping[str, tuple[str, ...]] = {
     "Attention": (f"{_MS}MultiHeadAttention", f"{_MS}Attention"),
-    "Conv": (f"{_MS}FusedConv", f"{_MS}NchwcConv", f"{_MS}NhwcFusedConv"),
+    "Conv": (f"{_MS}FusedConv", f"{_MS}nchwc.Conv", "com.ms.internal.nhwc.Conv", f"{_MS}NhwcFusedConv"),
     "Gelu": (f"{_MS}BiasGelu", f"{_MS}FastGelu", f"{_MS}Gelu", f"{_MS}QuickGelu"),
     "Gemm": (f"{_MS}FusedGemm", "MatMul"),
     "GroupNormalization": (f"{_MS}GroupNorm",),

@@ -20,6 +20,7 @@ from ...runtimes.ort_cuda import SHAPE_OPS
 from ..base import GraphPass
 from ..lift.values import insert, is_constant
 from ..sites import path_of
+from .retyped import CHOSEN, surround
 
 F16, BF16, F32, F64 = ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE
 
@@ -51,7 +52,7 @@ BODIES = frozenset(
 )
 KERNELS = {op: frozenset(types) for types, ops in _TABLE.items() for op in ops.split()}
 FLOATS = frozenset({F16, BF16, F32, F64})
-NO_BOOL = {"Where": (1, 2), "Tile": (0,)}  # op -> its inputs that must not be bool
+NO_BOOL = {"Where": CHOSEN, "Tile": (0,)}  # op -> its inputs that must not be bool
 MASK = 3  # input of Attention
 
 
@@ -74,7 +75,7 @@ class UseCudaKernels(GraphPass):
             return True
         if node.op_type in NO_BOOL and node.outputs[0].dtype == ir.DataType.BOOL:
             inputs = NO_BOOL[node.op_type]
-            _surround(node, ir.DataType.BOOL, ir.DataType.INT32, inputs)
+            surround(node, ir.DataType.BOOL, ir.DataType.INT32, inputs)
             return True
         lacking = _floats(node) - KERNELS.get(node.op_type, frozenset())
         if not lacking and (node.op_type in KERNELS or node.op_type in SHAPE_OPS):
@@ -91,7 +92,7 @@ class UseCudaKernels(GraphPass):
                 "it on the CPU, with copies there and back in each run. Take ort-cpu, or a model without it."
             )
         for dtype in half:
-            _surround(node, dtype, F32, range(len(node.inputs)))
+            surround(node, dtype, F32, range(len(node.inputs)))
         return True
 
 
@@ -105,33 +106,6 @@ def _is_of_shapes(node: ir.Node, shapes: set[ir.Value]) -> bool:
     """Whether all that a node gives is known from shapes and constants."""
     given = [value for value in node.inputs if value is not None]
     return node.op_type in ("Shape", "Size") or all(value in shapes or is_constant(value) for value in given)
-
-
-def _surround(node: ir.Node, old: ir.DataType, new: ir.DataType, inputs: range | tuple[int, ...]) -> None:
-    """`node` computes in `new` what it computed in `old`."""
-    for index in inputs:
-        value = node.inputs[index]
-        if value is not None and value.dtype == old:
-            cast = insert(node, "Cast", [value], to=int(new))
-            cast.shape, cast.type = value.shape, ir.TensorType(new)
-            node.replace_input_with(index, cast)
-    for value in node.outputs:
-        if value.dtype == old:
-            _give_back(node, value, old, new)
-
-
-def _give_back(node: ir.Node, value: ir.Value, old: ir.DataType, new: ir.DataType) -> None:
-    """All that read `value` read it cast back to `old`."""
-    assert node.graph is not None
-    following = ir.node("Cast", [value], {"to": int(old)})
-    node.graph.insert_after(node, following)
-    back = following.outputs[0]
-    back.shape, back.type = value.shape, ir.TensorType(old)
-    if value.is_graph_output():
-        back.name, value.name = value.name, f"{value.name}.{new.name.lower()}"
-    ir.convenience.replace_all_uses_with(value, back, replace_graph_outputs=True)
-    following.replace_input_with(0, value)
-    value.type = ir.TensorType(new)
 
 
 def _cast_mask(node: ir.Node) -> bool:

@@ -2,7 +2,7 @@
 
 Sites of one class have one answer: the attentions of equal heads and mask; all linear layers; all residual norms.
 Which form is the fastest differs by machine, length and batch, so that it is measured (`--tune`); the first form of a
-class is the default.
+class is the default: what is known to be no slower on any machine, or the standard op.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import onnx_ir as ir
 
 from ...spec import Lowering
 from ..lift.values import dim, rank
+from .causal import CAUSAL, MarkCausal
 
 LINEAR, NORM = "linear", "residual norm"
-ATTENTION_FORMS = ("standard", "multihead", "packed")
+ATTENTION_FORMS = ("standard", "multihead", "packed", "grouped", "primitive")
+CAUSAL_FORMS = ("grouped", "standard", "multihead", "packed", "primitive")
 LINEAR_FORMS = ("rows", "matmul", "packed")
 NORM_FORMS = ("plain", "skip")
+
+_CAUSAL = ", causal"
 
 Chosen = Callable[[str | None], str]  # class -> form; "" for no class
 
@@ -30,7 +34,7 @@ def chosen(lowering: Lowering) -> Chosen:
     def form(name: str | None) -> str:
         if name is None:
             return ""
-        asked, forms = kinds.get(name, (settings.attention, ATTENTION_FORMS))
+        asked, forms = kinds.get(name, (settings.attention, _forms(name)))
         return str(asked) if asked != "auto" else choices.get(name, forms[0])
 
     return form
@@ -38,9 +42,15 @@ def chosen(lowering: Lowering) -> Chosen:
 
 def alternatives(model: ir.Model) -> Mapping[str, tuple[str, ...]]:
     """The classes of a lifted graph, each with the forms to choose among; the first is the default."""
+    model = model.clone()
+    MarkCausal()(model)
     names = [attention_class(node) for node in model.graph.all_nodes()]
-    found = {name: ATTENTION_FORMS for name in names if name is not None and " over " not in name}
+    found = {name: _forms(name) for name in names if name is not None}
     return {LINEAR: LINEAR_FORMS, **found, NORM: NORM_FORMS}
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    return CAUSAL_FORMS if name.endswith(_CAUSAL) else ATTENTION_FORMS
 
 
 def attention_class(node: ir.Node) -> str | None:
@@ -58,5 +68,5 @@ def attention_class(node: ir.Node) -> str | None:
         return None
     grouped = f" over {groups}" if groups != heads else ""
     masked = ", masked" if len(node.inputs) > 3 and node.inputs[3] is not None else ""
-    causal = ", causal" if node.attributes.get_int("is_causal", 0) else ""
+    causal = _CAUSAL if node.attributes.get_int("is_causal", 0) or CAUSAL in node.metadata_props else ""
     return f"attention {heads} x {size}{grouped}{masked}{causal}"

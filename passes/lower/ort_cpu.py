@@ -7,12 +7,18 @@ from typing import Any
 from ...devices import names
 from ...spec import Lowering, Target
 from ..lift.reshapes import FoldReshapes
-from .forms import LINEAR, NORM, alternatives, chosen
+from .cached import UseCaches
+from .causal import MarkCausal
+from .forms import LINEAR, NORM, alternatives, attention_class, chosen
+from .group_norm import UseInstanceNorm
+from .grouped import UseGroupQuery
 from .heads import MergeHeads
 from .multihead import UseMultiHead
 from .older import UseOlderKernels
 from .packed_attention import UsePackedAttention
 from .packed_linear import PackLinears
+from .plain_attention import PlainAttention
+from .retyped import ChooseInIntegers
 from .rows import FlattenRows
 from .skip_norm import FuseSkipNorm
 
@@ -21,10 +27,16 @@ def _passes(lowering: Lowering) -> list[Any]:
     form = chosen(lowering)
     return [
         UseOlderKernels(),
+        ChooseInIntegers(),
+        UseInstanceNorm(),
+        MarkCausal(),
+        UseCaches(),
+        PlainAttention(lambda node: form(attention_class(node)) == "primitive"),
         MergeHeads(),
         FoldReshapes(),
         UsePackedAttention(form),  # takes linear layers with it, so that it comes before what changes these
         UseMultiHead(form),
+        UseGroupQuery(form),
         *([PackLinears()] if form(LINEAR) == "packed" else []),
         *([FlattenRows(), FoldReshapes()] if form(LINEAR) != "matmul" else []),
         *([FuseSkipNorm()] if form(NORM) == "skip" else []),
@@ -32,7 +44,8 @@ def _passes(lowering: Lowering) -> list[Any]:
 
 
 CONTRIB_OPS = frozenset(
-    {"MultiHeadAttention", "Attention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
+    {"MultiHeadAttention", "Attention", "GroupQueryAttention"}
+    | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
 
 _HALF = (

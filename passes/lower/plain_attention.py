@@ -15,6 +15,7 @@ become -inf where OpenVINO computes in bfloat16, and a row without an allowed ke
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -33,11 +34,15 @@ Masks = dict[tuple[object, ...], ir.Value]
 
 
 class PlainAttention(GraphPass):
-    """Attention -> MatMul, Softmax, MatMul, with one additive mask for all that read the same."""
+    """Attention -> MatMul, Softmax, MatMul, with one additive mask for all that read the same; those `wanted`."""
+
+    def __init__(self, wanted: Callable[[ir.Node], bool] = lambda _: True) -> None:
+        super().__init__()
+        self.wanted = wanted
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         masks: Masks = {}
-        found = [node for node in model.graph.all_nodes() if is_plain(node)]
+        found = [node for node in model.graph.all_nodes() if is_plain(node) and self.wanted(node)]
         for node in found:
             _decompose(node, masks)
         return ir.passes.PassResult(model, bool(found))
