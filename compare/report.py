@@ -104,6 +104,7 @@ def _sections(manifest: Manifest, machine: Mapping[str, object]) -> list[Section
     return [
         Section("Parity", "Each output against the reference, over all cases.", _parity(manifest.targets)),
         *_lint(manifest.targets),
+        *_tuning(manifest.targets),
         Section("Sites", "What was recognised in the graph, and what was not and why.", _sites(manifest)),
         Section("Operators", "How many of each the graph holds, stage by stage.", _operators(manifest.targets)),
         Section("Build", "How each artifact was made.", [_build(record) for record in manifest.targets], side=True),
@@ -232,6 +233,23 @@ def _lint(targets: Iterable[TargetRecord]) -> list[Section]:
     head = ["target", "severity", "rule", "places", "first ones", "what", "way out"]
     intro = "Targets that did not run here: what they will refuse or run slowly."
     return [Section("Lint", intro, [Table(head, rows)])] if rows else []
+
+
+def _tuning(targets: Iterable[TargetRecord]) -> list[Section]:
+    """The forms that were measured against each other; no section where none were."""
+    rows = [
+        [
+            *(Cell(text, "name") for text in (_label(record), trial.choice, trial.form, trial.against)),
+            *(Cell(text, "number") for text in (f"{trial.ratio:.3f}", f"{trial.low:.3f} to {trial.high:.3f}")),
+            *(Cell("taken" if trial.taken else "", "passed"), _long(trial.reason)),
+        ]
+        for record in targets
+        for trial in (record.tuning.trials if record.tuning else ())
+    ]
+    head = ["target", "class of sites", "form", "against", "times as fast", "95% interval", "", "reason"]
+    return (
+        [Section("Chosen by measuring", "Whole models in turns, on this machine.", [Table(head, rows)])] if rows else []
+    )
 
 
 def _sites(manifest: Manifest) -> list[Table]:

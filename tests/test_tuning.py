@@ -125,6 +125,9 @@ def test_ship_tunes_and_writes_down_what_was_measured(tmp_path: Path, monkeypatc
     assert record.tuning is not None
     assert [trial.form for trial in record.tuning.trials if trial.choice == LINEAR] == ["matmul", "packed"]
     assert set(record.tuning.choices) == {LINEAR}
+    page = (tmp_path / "made/report.html").read_text()
+    assert "Chosen by measuring" in page
+    assert "matmul" in page
 
 
 def test_a_form_that_cannot_run_is_not_taken(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
