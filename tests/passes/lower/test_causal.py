@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
-from graphwright.passes.lift.infer import InferSymbols
+from graphwright.passes.lift.values import dim, rank
 from graphwright.passes.lower.causal import CAUSAL, MarkCausal
 
 QKV = "float[B, 4, S, 8] q, float[B, 4, S, 8] k, float[B, 4, S, 8] v"
@@ -16,6 +17,8 @@ POSITIONS = """
     rows = Unsqueeze(i, ends)  columns = Unsqueeze(i, front)"""
 PAD = "pad = Unsqueeze(keep, axes)"
 LOWER = "c = LessOrEqual(columns, rows)"
+# the last dims of values that follow from positions, as an export names them
+LENGTHS = {"rows": ("S", 1), "wide": ("S", 1), "columns": (1, "S"), "keys": (1, "T"), "pad": (1, "S")}
 WIDE = "wide = Sub(rows, window)  w = Greater(columns, wide)"
 
 
@@ -25,7 +28,13 @@ def make(body: str, inputs: str = f"{QKV}, {KEEP}", attention: str = "y = Attent
     model = ir.from_onnx_text(f"""
         <ir_version: 10, opset_import: ["": 23]> causal ({inputs}) => (float[B, 4, S, 8] y) <{constants}> {{
             {POSITIONS} {body} {attention} }}""")
-    return InferSymbols()(model).model
+    ShapeInferencePass()(model)
+    for node in model.graph:
+        value = node.outputs[0]
+        if rank(value) == 4 and node.op_type != "Attention":
+            lengths = LENGTHS.get(str(value.name), ("S", "T") if "T" in inputs else ("S", "S"))
+            value.shape = ir.Shape([dim(value, 0), dim(value, 1), *lengths])
+    return model
 
 
 def marked(model: ir.Model) -> bool:
