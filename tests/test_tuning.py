@@ -63,7 +63,7 @@ def test_each_form_is_measured_once_and_the_answer_is_kept(store: Store, monkeyp
     tried = [(trial.choice, trial.form) for trial in found.trials if trial.choice != "all classes"]
     assert tried == [
         *((LINEAR, "matmul"), (LINEAR, "packed")),
-        *((ATTENTION, "multihead"), (ATTENTION, "packed")),
+        *((ATTENTION, form) for form in ("multihead", "packed", "grouped", "primitive")),
         (NORM, "skip"),
     ]
     assert all(trial.low <= trial.ratio <= trial.high for trial in found.trials)

@@ -11,8 +11,8 @@ kernel; 3. no mask, or one of rank 4: it is added, of bool as `multihead` makes 
 alone: every row has all S keys. 4. `causal` is the flag, or what the mask itself says (see causal.py).
 
 Source: contrib operators of ONNX Runtime, GroupQueryAttention. Measured on 1.31, one thread, 12 heads of 64: where it
-is causal, as fast as `Attention` at 16 tokens, 1.5x at 64, 1.7x at 128 and 1.9x at 512, masked or not; elsewhere as
-fast at 1 x 512, and up to 1.4x slower at 16. So it is the default where it is causal, and measured elsewhere.
+is causal, as fast as `Attention` at 16 tokens, 1.5x at 64, 1.7x at 128, 1.9x at 512, masked or not; elsewhere as fast
+at 1 x 512, and up to 1.4x slower at 16. So it is the default where it is causal, and measured elsewhere.
 """
 
 from __future__ import annotations

@@ -39,6 +39,18 @@ def test_what_is_fused_is_no_loss(opset: int, tmp_path: Path) -> None:
     assert notes(text, tmp_path) == ()
 
 
+def test_a_convolution_in_blocks_of_channels_is_one_still(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 16, 3, 3)).astype(np.float32)
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["": 23]>
+        graph (float[B, 16, H, W] x, float[16, 16, 3, 3] w) => (float[B, 16, M, N] y) { y = Conv(x, w) }""")
+    value = model.graph.inputs.pop()
+    value.const_value = ir.tensor(weight, name="w")
+    model.graph.register_initializer(value)
+    ir.save(model, tmp_path / "model.onnx")
+    built = RUNTIMES["ort-cpu"].build(BuildRequest(tmp_path / "model.onnx"))
+    assert built.notes == (), built.ops
+
+
 def test_counts() -> None:
     assert differences({"Gelu": 6, "Attention": 6}, {"com.microsoft.BiasGelu": 6, "Attention": 6}) == ()
     assert differences({"MatMul": 4}, {"MatMul": 3, "com.microsoft.FusedMatMul": 1}) == ()
