@@ -7,22 +7,26 @@ from typing import Any, Literal
 
 from .devices import DEVICES
 from .passes.lower import TARGETS, devices_of
-from .runtimes import RUNTIMES
+from .runtimes import RUNTIMES, Runtime
 from .runtimes.machine import device_missing
-from .spec import Job, Precision, Target
+from .spec import Job, Precision, Target, pick
 
 Does = Literal["runs", "builds", "lowers"]
 
 
 def missing(job: Job) -> str | None:
     """Why this machine cannot run what is made for `job`; None if it can."""
-    return RUNTIMES[TARGETS[job.target].runtime].missing() or _device_missing(job)
+    return _runtime(job).missing() or _device_missing(job)
 
 
 def builder_missing(job: Job) -> str | None:
     """Why this machine cannot build it; None if it can."""
-    runtime = RUNTIMES[TARGETS[job.target].runtime]
+    runtime = _runtime(job)
     return runtime.builder_missing() or (None if runtime.builds_for_others else _device_missing(job))
+
+
+def _runtime(job: Job) -> Runtime:
+    return RUNTIMES[TARGETS[pick("target", job.target, TARGETS)].runtime]  # a manifest may name any
 
 
 def _device_missing(job: Job) -> str | None:

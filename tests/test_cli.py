@@ -183,7 +183,7 @@ def test_allow_code_where_no_program_is_read(run: Run) -> None:
     refused(run("verify", "folder", "--allow-code"), 2, r"--allow-code is for a \.pt2 program, given as --source")
 
 
-@pytest.mark.parametrize("verb", ["localize", "lint", "run", "bundle"])
+@pytest.mark.parametrize("verb", ["localize", "run", "bundle"])
 def test_verbs_of_later_versions_say_so(run: Run, verb: str) -> None:
     refused(run(verb, "something", "--option"), 2, rf"`graphwright {verb}` is not in this version")
 
