@@ -18,7 +18,13 @@ POSITIONS = """
 PAD = "pad = Unsqueeze(keep, axes)"
 LOWER = "c = LessOrEqual(columns, rows)"
 # the last dims of values that follow from positions, as an export names them
-LENGTHS: dict[str, tuple[int | str, int | str]] = {"rows": ("S", 1), "wide": ("S", 1), "columns": (1, "S"), "keys": (1, "T"), "pad": (1, "S")}
+LENGTHS: dict[str, tuple[int | str, int | str]] = {
+    "rows": ("S", 1),
+    "wide": ("S", 1),
+    "columns": (1, "S"),
+    "keys": (1, "T"),
+    "pad": (1, "S"),
+}
 WIDE = "wide = Sub(rows, window)  w = Greater(columns, wide)"
 
 
