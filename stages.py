@@ -21,6 +21,7 @@ from .export import onnx_graph, open_reference
 from .passes import TARGETS, Lifted, Optimized, Sampled, is_measured, lift, optimize, parse_job
 from .runtimes import RUNTIMES, BuildRequest, BuildResult
 from .runtimes.child import NORMAL, Limits, build_in_child
+from .runtimes.cpu import instruction_sets
 from .runtimes.ort_cpu import cores
 from .spec import RANGES, ModelSpec, parts_of, size_of
 from .store import Store, hash_file, key, own_digest, versions
@@ -172,9 +173,10 @@ def _of_sum(dim: str, ranges: Ranges) -> tuple[int, int, int]:
     return low, opt, high
 
 
-def _machine() -> Mapping[str, int | str]:
-    """What of the machine a build depends on."""
-    return {"arch": platform.machine(), "system": platform.system(), "cores": cores()}
+def _machine() -> Mapping[str, int | str | list[str]]:
+    """What of the machine a build depends on: what is built for bfloat16 is refused on a processor without it."""
+    facts = {"arch": platform.machine(), "system": platform.system(), "cores": cores()}
+    return {**facts, "instructions": instruction_sets()}
 
 
 def _hash(array: np.ndarray) -> str:
