@@ -175,7 +175,7 @@ def _of_sum(dim: str, ranges: Ranges) -> tuple[int, int, int]:
 
 def _machine() -> Mapping[str, int | str | list[str]]:
     """What of the machine a build depends on: what is built for bfloat16 is refused on a processor without it."""
-    facts = {"arch": platform.machine(), "system": platform.system(), "cores": cores()}
+    facts: dict[str, int | str] = {"arch": platform.machine(), "system": platform.system(), "cores": cores()}
     return {**facts, "instructions": instruction_sets()}
 
 
