@@ -3,12 +3,12 @@
     Attention <q_num_heads, kv_num_heads, is_causal, scale, softcap> (q, k, v, mask)
         ->   GroupQueryAttention <num_heads, kv_num_heads, causal, scale, softcap>
                  (q, k, v, seqlens_k = Expand(S - 1, [B]), total_sequence_length = S,
-                  attention_bias = Where(mask, 0, lowest))
+                  attention_bias = Where(mask, 0, lowest) or Max(mask, lowest))
 
 Legal cases: 1. rank 3 and float32, one output, no cache, Q, K and V of one batch and one length, known by number or
 name; 2. heads of one size, for V too, that is a multiple of 8; a scale that is not 0, which means the default to the
-kernel; 3. no mask, or one of rank 4: it is added, of bool as `multihead` makes it. Padding is a matter of the mask
-alone: every row has all S keys. 4. `causal` is the flag, or what the mask itself says (see causal.py).
+kernel; 3. no mask, or one of rank 4: it is added in finite numbers, as `multihead` makes them. Padding is a matter of
+the mask alone: every row has all S keys. 4. `causal` is the flag, or what the mask itself says (see causal.py).
 
 Source: contrib operators of ONNX Runtime, GroupQueryAttention. Measured on 1.31, 12 heads of 64, against `Attention`:
 where it is causal, masked or not, at 16, 64, 128 and 512 tokens 1.0, 1.5, 1.7 and 1.9 times as fast with one thread,

@@ -15,6 +15,7 @@ from graphwright.tests.passes.lower.layers import ATOL, RTOL, cases, make, ops
 
 Arrays = dict[str, np.ndarray]
 Compare = Callable[[ir.Model, ir.Model, Iterable[Arrays], float, float], None]
+Run = Callable[[ir.Model, Arrays], Arrays]
 FEWER = "float[B, S, 32] q, float[B, S, 16] k, float[B, S, 16] v"
 SAME = "float[B, S, 32] q, float[B, S, 32] k, float[B, S, 32] v"
 HEADS, EQUAL = "q_num_heads = 4, kv_num_heads = 2", "q_num_heads = 4, kv_num_heads = 4"
@@ -42,8 +43,8 @@ def replaced(model: ir.Model) -> tuple[ir.Model, bool]:
         (attend(attributes=f"{HEADS}, is_causal = 1"), MADE),
         (attend(mask=", bool[B, 1, S, S] m"), ["Where", *MADE]),
         (attend(mask=", bool[1, 4, S, S] m", attributes=f"{HEADS}, softcap = 2.0"), ["Where", *MADE]),
-        (attend(mask=", float[B, 4, S, S] m"), MADE),
-        (attend(mask=", float[1, 1, S, S] m"), MADE),
+        (attend(mask=", float[B, 4, S, S] m"), ["Max", *MADE]),
+        (attend(mask=", float[1, 1, S, S] m"), ["Max", *MADE]),
         (attend(mask=", bool[B, 1, S, S] m", attributes=f"{HEADS}, is_causal = 1"), ["Where", *MADE]),
     ],
     ids=[
@@ -68,6 +69,18 @@ def test_a_mask_that_was_found_to_be_causal_leaves_out_what_it_forbids(compare: 
     assert "causal" not in made.attributes, "1 is the default"
     sized = [{**feeds, "m": np.tri(feeds["q"].shape[1], dtype=bool)[None, None]} for feeds in cases(model)]
     compare(model, after, sized, RTOL, ATOL)
+
+
+def test_a_row_that_minus_infinity_leaves_without_a_key_is_finite(run: Run) -> None:
+    """NaN there would be in the keys of the next layer, and so in every row."""
+    model = attend(mask=", float[B, 1, S, S] m", attributes=f"{HEADS}, is_causal = 1")
+    after, _ = replaced(model)
+    for feeds in cases(model):
+        feeds["m"] = np.zeros_like(feeds["m"])
+        feeds["m"][..., 0] = -np.inf  # left padding
+        wanted, got = run(model, feeds)["y"], run(after, feeds)["y"]
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got[:, 1:], wanted[:, 1:], rtol=RTOL, atol=ATOL)
 
 
 def test_sizes_and_masks_are_made_once(compare: Compare) -> None:

@@ -40,7 +40,7 @@ def replaced(model: ir.Model) -> tuple[ir.Model, bool]:
         (attend(attributes=f"{HEADS}, is_causal = 1, scale = 0.2"), ["contrib:Attention", "Neg"]),
         (attend(BARE), ["contrib:Attention", "Neg"]),
         (attend(mask=", bool[B, 1, S, S] m"), ["Where", "contrib:Attention", "Neg"]),
-        (attend(mask=", float[B, 4, S, S] m"), ["contrib:Attention", "Neg"]),
+        (attend(mask=", float[B, 4, S, S] m"), ["Max", "contrib:Attention", "Neg"]),
     ],
     ids=["plain", "causal", "no biases", "bool mask", "bias of each head"],
 )
