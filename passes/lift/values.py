@@ -49,6 +49,15 @@ def only_consumer(value: ir.Value, *op_types: str) -> ir.Node | None:
     return readers[0]
 
 
+def only_sum(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """The Add that alone reads the result of `node`, in its graph, and what is added there."""
+    add = only_consumer(node.outputs[0], "Add")
+    if add is None or add.domain != "" or add.graph is not node.graph:
+        return None
+    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    return None if other is None else (add, other)
+
+
 def split_scalar(node: ir.Node) -> tuple[ir.Value, float] | None:
     """For a commutative node of two inputs: the other input and the constant of one element; else None."""
     first, second = node.inputs

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base import GraphPass
-from ..lift.values import add_constant, constant, dim, insert, only_consumer
+from ..lift.values import add_constant, constant, dim, insert, only_sum
 from ..sites import inherit
 
 
@@ -48,13 +48,9 @@ def _fits(node: ir.Node) -> bool:
 
 
 def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
-    add = only_consumer(node.outputs[0], "Add")
-    if add is None or add.domain != "" or add.graph is not node.graph:
-        return None
-    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-    array = constant(other)
-    width = dim(node.outputs[0], -1)
-    return (add, other) if other is not None and array is not None and array.shape == (width,) else None
+    found = only_sum(node)
+    array = constant(found[1]) if found is not None else None
+    return found if array is not None and array.shape == (dim(node.outputs[0], -1),) else None
 
 
 def _pack(graph: ir.Graph, x: ir.Value, nodes: list[ir.Node]) -> None:

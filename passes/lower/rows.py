@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base import GraphPass
-from ..lift.values import add_constant, constant, dim, dims, insert, is_constant, only_consumer, rank
+from ..lift.values import add_constant, constant, dim, dims, insert, is_constant, only_sum, rank
 from ..sites import inherit
 
 _UNARY = frozenset(
@@ -191,13 +191,12 @@ def _flatten_linear(state: _State, node: ir.Node) -> None:
 
 def _bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """The one Add behind a MatMul of a constant vector, and that vector as [width]."""
-    add = only_consumer(node.outputs[0], "Add")
-    if add is None or add.domain != "" or add.graph is not node.graph:
+    found = only_sum(node)
+    if found is None:
         return None
-    other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-    array = constant(other)
-    width = _width(node.outputs[0])
-    if array is None or other is None or array.size != width or array.shape[-1] != width or not _width(add.outputs[0]):
+    add, other = found
+    array, width = constant(other), _width(node.outputs[0])
+    if array is None or array.size != width or array.shape[-1] != width or not _width(add.outputs[0]):
         return None
     assert node.graph is not None
     return add, other if array.ndim == 1 else add_constant(node.graph, f"{other.name}.row", array.reshape(-1))

@@ -18,8 +18,8 @@ from onnx_ir.passes.common import TopologicalSortPass
 from ..base import GraphPass
 from ..lift.values import producer, rank, same_shape
 from ..sites import inherit
+from .multihead import CONTRIB
 
-CONTRIB = "com.microsoft"
 _OPS = {"LayerNormalization": "SkipLayerNormalization", "RMSNormalization": "SkipSimplifiedLayerNormalization"}
 
 

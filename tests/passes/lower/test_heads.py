@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from graphwright.passes import lowered_to
 from graphwright.passes.lift.reshapes import FoldReshapes
 from graphwright.passes.lower.heads import MergeHeads
 from graphwright.spec import SITE
+from graphwright.tests.passes.lower.layers import cases
 
 Arrays = dict[str, np.ndarray]
 Compare = Callable[[ir.Model, ir.Model, Iterable[Arrays], float, float], None]
@@ -63,20 +64,6 @@ def merged(model: ir.Model) -> ir.Model:
     FoldReshapes()(after)
     RemoveUnusedNodesPass()(after)
     return after
-
-
-def cases(model: ir.Model) -> Iterator[Arrays]:
-    random = np.random.default_rng(0)
-    for size in ({"B": 1, "S": 1, "T": 1}, {"B": 2, "S": 5, "T": 3}, {"B": 3, "S": 7, "T": 4}):
-        feeds: Arrays = {}
-        for value in model.graph.inputs:
-            shape = [dim if isinstance(dim, int) else size[str(dim.value)] for dim in value.shape or ()]
-            array: np.ndarray = random.standard_normal(shape).astype(np.float32)
-            if value.dtype == ir.DataType.BOOL:
-                array = array > 0
-                array[..., 0] = True
-            feeds[str(value.name)] = array
-        yield feeds
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,7 @@ def test_a_body_stays_float32_and_what_it_reads_is_cast_at_its_border(text: str,
     x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
     for flag in (True, False):
         case: Arrays = {"x": x, "flag": np.array(flag)}
+        # two products in half behind one another
         np.testing.assert_allclose(run(after, case)["y"], run(model, case)["y"], rtol=RTOL, atol=2 * ATOL)
 
 
