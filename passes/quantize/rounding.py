@@ -116,7 +116,7 @@ class Weights:
         with np.errstate(over="ignore", under="ignore"):
             rounded = np.array([peak, *([array.reshape(-1)[0]] if array.size == 1 else [])], np.float32)
             kept = rounded.astype(self.half.numpy).astype(np.float32)
-        # a normal number loses at most half a step; twice the type's error is only lost where it is below its range
+        # one rounding loses at most the type's error; twice that is only lost below its range of normal numbers
         lost = array.size == 1 and not np.allclose(
             kept[-1], rounded[-1], rtol=2 * self.half.error, atol=0, equal_nan=True
         )

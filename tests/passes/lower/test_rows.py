@@ -80,12 +80,24 @@ def test_one_unknown_dim_needs_no_computed_shape(compare: Compare) -> None:
         ("m = MatMul(x, w)  h = Add(m, wide)  y = Mul(h, x)", X, "float[B, S, 8] y"),
         ("m = MatMul(x, w)  h = Add(m, b)  y, z = Split <axis = -1, num_outputs = 2> (h)", X, "float[B, S, 4] y"),
         ("m = MatMul(x, w)  h = Add(m, b)  y = Softmax <axis = 2> (h)", X, "float[B, S, 8] y"),
+        ("m = MatMul(x, w)  h = Add(m, b)  y = Softmax <axis = 1> (h)", X, "float[B, S, 8] y"),
+        ("m = MatMul(x, w)  h = Add(m, b)  y = Concat <axis = 0> (h, h)", X, "float[C, S, 8] y"),
         ("m = MatMul(x, w)  h = Add(m, b)  y = Concat <axis = -1> (h, x)", X, "float[B, S, 16] y"),
         ("m = MatMul(x, w)  h = Add(m, b)  k = Mul(h, h)  y = Transpose <perm = [1, 0, 2]> (k)", X, "float[S, B, 8] y"),
         ("m = MatMul(x, w)  y = Add(m, b)", "float[B, 3, S, 8] x", "float[B, 3, S, 8] y"),
         ("m = MatMul(x, w)  h = Add(m, b)  y = RMSNormalization(h, scale)  z = Neg(m)", X, "float[B, S, 8] y"),
     ],
-    ids=["row vector", "split", "softmax", "concat", "mixed by a transpose", "rank 4", "product read twice"],
+    ids=[
+        "row vector",
+        "split",
+        "softmax",
+        "softmax over tokens",
+        "concat of batches",
+        "concat",
+        "mixed by a transpose",
+        "rank 4",
+        "product read twice",
+    ],
 )
 def test_token_wise_ops(text: str, inputs: str, output: str, compare: Compare) -> None:
     model = make(text, inputs, output)
